@@ -1,0 +1,134 @@
+"""The engine contract: token ids in, token ids and their log-probabilities out."""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from gymrl.agents.records import Stop
+
+
+class EngineFault(RuntimeError):
+    """The engine failed (not the policy): the episodes it was serving are invalid. The text names the mend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 cut nothing.
+
+    `max_tokens` bounds one turn. With a `seed` the same prompt gives the same tokens in any batch (float32).
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int = 256
+    seed: int | None = None
+
+    def with_seed(self, seed: int) -> Sampling:
+        return replace(self, seed=seed)
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """A prompt as ids; generation ends after the first id of `stop_ids`, which belongs to the completion."""
+
+    prompt_ids: tuple[int, ...]
+    sampling: Sampling
+    stop_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """The sampled ids, the log-probability of each under the distribution it was really drawn from
+    (temperature and truncation applied, nats), and the policy version that drew it.
+
+    `stop` is `stop` (an end-of-turn id), `length` (max_tokens), `context` (the model's window) or `abort`.
+    """
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    versions: tuple[int, ...]
+    stop: Stop
+    seconds: float = 0.0
+
+
+class Engine(abc.ABC):
+    """Serves a policy. Many calls of `generate` may wait at once; nothing here blocks the event loop."""
+
+    name: str
+    max_context: int
+    """Prompt plus completion may have at most this many tokens."""
+    version: int = 0
+    """The version of the weights being served; the learner counts it up."""
+
+    @abc.abstractmethod
+    async def generate(self, request: GenerationRequest) -> Generation:
+        """One completion. Raises EngineFault if the engine is gone, ValueError if the prompt does not fit."""
+
+    async def generate_batch(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+        """Completions of requests that are submitted at one time and in this order.
+
+        Engines that can make the result depend on the requests alone (not on timing) do so here.
+        """
+        return list(await asyncio.gather(*(self.generate(request) for request in requests)))
+
+    @abc.abstractmethod
+    async def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        """Serve these weights from now on, without a restart.
+
+        `weights` are (name, tensor) as in the model's Hugging Face state dict, all of them. Cached prompts of
+        the old weights are forgotten. Call it with nothing in flight, or between `pause` and `resume`.
+        """
+
+    @abc.abstractmethod
+    async def pause(self) -> None:
+        """Hold running requests after their present token; `resume` goes on with them."""
+
+    @abc.abstractmethod
+    async def resume(self) -> None: ...
+
+    @abc.abstractmethod
+    async def close(self) -> None:
+        """Stop and release everything. Closing twice does nothing."""
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What it takes to open an engine."""
+
+    kind: str = "transformers"
+    """`transformers` (embedded), `vllm` (in this process), `vllm-server` (a server that is started and stopped,
+    or joined where `url` is set)."""
+    model: str | Path = ""
+    url: str = ""
+    max_context: int = 1024
+    slots: int = 128
+    """How many requests run at the same time."""
+    dtype: str = "float32"
+    memory_gb: float = 0.5
+    """For the key/value cache on the CPU (vLLM)."""
+    deterministic: bool = True
+    """vLLM: settings under which the same seeds give the same tokens."""
+
+
+def open_engine(settings: EngineSettings) -> Engine:
+    """Open the engine of that kind. Raises EngineFault with the mend if it cannot be had; ValueError for an unknown kind."""
+    if settings.kind == "transformers":
+        from gymrl.agents.engines.transformers import TransformersEngine
+
+        return TransformersEngine(settings)
+    if settings.kind == "vllm":
+        from gymrl.agents.engines.vllm import VllmEngine
+
+        return VllmEngine(settings)
+    if settings.kind == "vllm-server":
+        from gymrl.agents.engines.vllm_server import VllmServerEngine
+
+        return VllmServerEngine(settings)
+    raise ValueError(f"unknown engine {settings.kind!r}: take transformers, vllm or vllm-server")

@@ -1,0 +1,5 @@
+"""The `gymrl` command."""
+
+
+def main() -> None:
+    raise SystemExit("not built yet")

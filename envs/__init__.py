@@ -1,0 +1,43 @@
+"""Environments: the contract, the registry, and one folder per family.
+
+`import gymrl.envs` registers every environment with Gymnasium, so that
+`gymnasium.make("gymrl.envs:gymrl/CodeInterpreter-v0", split="train")` works.
+"""
+
+from gymrl.envs.environment import Environment
+from gymrl.envs.gym import EnvironmentFault, GymEnv, StepResult
+from gymrl.envs.marks import answer, code_blocks
+from gymrl.envs.records import Action, Message, Observation, TaskSpec, Tool, ToolCall
+from gymrl.envs.registry import (
+    MissingExtra,
+    UnknownEnvironment,
+    entry,
+    make,
+    register,
+    registered,
+)
+
+__all__ = [
+    "Action",
+    "Environment",
+    "EnvironmentFault",
+    "GymEnv",
+    "Message",
+    "MissingExtra",
+    "Observation",
+    "StepResult",
+    "TaskSpec",
+    "Tool",
+    "ToolCall",
+    "UnknownEnvironment",
+    "answer",
+    "code_blocks",
+    "entry",
+    "make",
+    "register",
+    "registered",
+]
+
+register("gymrl/CodeInterpreter-v0", "gymrl.envs.code_interpreter.env:CodeInterpreter")
+register("gymrl/TextWorld-v0", "gymrl.envs.textworld.env:TextWorld", extra="textworld")
+registered()  # finds the environments of installed packages

@@ -1,0 +1,120 @@
+"""Which environments there are: ours, and those of installed packages (entry-point group `gymrl.envs`)."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache, partial
+from importlib.metadata import entry_points
+from typing import Any
+
+import gymnasium
+
+from gymrl.envs.environment import Environment
+from gymrl.envs.gym import GymEnv
+
+GROUP = "gymrl.envs"
+
+
+class UnknownEnvironment(ValueError):
+    """No environment of that id is registered."""
+
+
+class MissingExtra(ImportError):
+    """An environment needs a package that is not installed."""
+
+
+@dataclass(frozen=True)
+class EnvEntry:
+    """A registered environment: its id, how to get its class, and where it came from."""
+
+    id: str
+    load: Callable[[], type[Environment]]
+    source: str = "gymrl"
+    extra: str | None = None
+    defaults: dict[str, Any] = field(default_factory=dict)
+
+    def cls(self) -> type[Environment]:
+        """The class. Raises MissingExtra if a package it needs is not there."""
+        try:
+            return self.load()
+        except ImportError as error:
+            mend = f'pip install "gymrl[{self.extra}]"' if self.extra else f"reinstall {self.source}"
+            raise MissingExtra(f"{self.id} cannot be imported ({error}): {mend}") from error
+
+
+_ENTRIES: dict[str, EnvEntry] = {}
+
+
+def register(
+    env_id: str,
+    cls: type[Environment] | str,
+    *,
+    source: str = "gymrl",
+    extra: str | None = None,
+    defaults: dict[str, Any] | None = None,
+) -> None:
+    """Register a class, or the `module:Class` it is found at, under an id such as `acme/Countdown-v0`.
+
+    Registering an id again replaces it. `defaults` are parameters of the environment; `extra` names the
+    extra of ours that installs what it needs.
+    """
+    load = partial(_import, cls) if isinstance(cls, str) else (lambda: cls)
+    _ENTRIES[env_id] = EnvEntry(env_id, load, source, extra, dict(defaults or {}))
+    if env_id in gymnasium.registry:
+        del gymnasium.registry[env_id]
+    gymnasium.register(env_id, entry_point=partial(make, env_id), disable_env_checker=True, order_enforce=False)
+
+
+def registered() -> dict[str, EnvEntry]:
+    """Every environment by id, those of installed packages included."""
+    _discover()
+    return dict(sorted(_ENTRIES.items()))
+
+
+def entry(env_id: str) -> EnvEntry:
+    """The entry of that id. Raises UnknownEnvironment, which names the nearest id."""
+    entries = registered()
+    if env_id in entries:
+        return entries[env_id]
+    near = difflib.get_close_matches(env_id, entries, 1, 0.3)
+    hint = f"did you mean {near[0]!r}?" if near else "`gymrl envs list` shows what there is."
+    raise UnknownEnvironment(f"unknown environment {env_id!r}: {hint}")
+
+
+def make(env_id: str, *, split: str = "train", render_mode: str | None = None, **params: Any) -> GymEnv:
+    """Make one environment. Raises UnknownEnvironment, MissingExtra, and ValueError for a wrong parameter."""
+    found = entry(env_id)
+    cls = found.cls()
+    params = {**found.defaults, **params}
+    known = parameters(cls)
+    for name in params:
+        if name not in known and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+            near = difflib.get_close_matches(name, known, 1, 0.3)
+            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known) or 'none'}."
+            raise ValueError(f"{env_id} has no parameter {name!r}: {hint}")
+    return GymEnv(env_id, cls(**params), params, split, render_mode)
+
+
+def parameters(cls: type[Environment]) -> dict[str, inspect.Parameter]:
+    """The keyword parameters of an environment class."""
+    if cls.__init__ is object.__init__:
+        return {}
+    found = dict(inspect.signature(cls.__init__).parameters)
+    found.pop(next(iter(found)))
+    return found
+
+
+def _import(path: str) -> type[Environment]:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+
+
+@cache
+def _discover() -> None:
+    for point in entry_points(group=GROUP):
+        if point.name not in _ENTRIES:
+            register(point.name, point.value, source=point.dist.name if point.dist else point.value)

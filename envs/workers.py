@@ -1,0 +1,134 @@
+"""Where environments run: on the event loop, in threads, or in worker processes, behind one async handle."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+from gymrl.envs.gym import GymEnv, StepResult, run_sync
+from gymrl.envs.records import Action, Observation, TaskSpec
+from gymrl.envs.registry import entry, make
+
+
+class EnvHandle(Protocol):
+    """One environment as a rollout sees it. Every method may raise what the environment raises."""
+
+    async def reset(self, task: TaskSpec) -> tuple[Observation, dict[str, Any]]: ...
+
+    async def step(self, action: Action) -> StepResult: ...
+
+    async def oracle(self) -> Action: ...
+
+    async def random_action(self, seed: int) -> Action: ...
+
+    async def close(self) -> None: ...
+
+
+class InlineHandle:
+    """Runs on the event loop: for worlds that are quick, or async themselves."""
+
+    def __init__(self, env: GymEnv) -> None:
+        self.env = env
+
+    async def reset(self, task: TaskSpec) -> tuple[Observation, dict[str, Any]]:
+        return await self.env.areset(task)
+
+    async def step(self, action: Action) -> StepResult:
+        return await self.env.astep(action)
+
+    async def oracle(self) -> Action:
+        return await self.env.aoracle()
+
+    async def random_action(self, seed: int) -> Action:
+        return await self.env.arandom(random.Random(seed))
+
+    async def close(self) -> None:
+        await self.env.aclose()
+
+
+class ThreadHandle:
+    """Runs in a thread of the pool: for worlds that wait."""
+
+    def __init__(self, env: GymEnv, executor: ThreadPoolExecutor) -> None:
+        self.env, self.executor = env, executor
+
+    async def _call(self, make_coroutine: Any, *args: Any) -> Any:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.executor, lambda: asyncio.run(make_coroutine(*args)))
+
+    async def reset(self, task: TaskSpec) -> tuple[Observation, dict[str, Any]]:
+        return await self._call(self.env.areset, task)  # type: ignore[no-any-return]
+
+    async def step(self, action: Action) -> StepResult:
+        return await self._call(self.env.astep, action)  # type: ignore[no-any-return]
+
+    async def oracle(self) -> Action:
+        return await self._call(self.env.aoracle)  # type: ignore[no-any-return]
+
+    async def random_action(self, seed: int) -> Action:
+        return await self._call(self.env.arandom, random.Random(seed))  # type: ignore[no-any-return]
+
+    async def close(self) -> None:
+        await self._call(self.env.aclose)
+
+
+class EnvPool:
+    """Opens handles on one environment, as many as are asked for, and closes all of them.
+
+    `opened` and `closed` count handles; after `aclose` they are equal.
+    """
+
+    def __init__(self, env_id: str, params: dict[str, Any] | None = None, workers: int = 2) -> None:
+        self.env_id, self.params, self.workers = env_id, dict(params or {}), max(1, workers)
+        self.runs = entry(env_id).cls().runs
+        self.template = make(env_id, **self.params)
+        self.opened = self.closed = 0
+        self._live: set[EnvHandle] = set()
+        self._threads: ThreadPoolExecutor | None = None
+        self._processes: Any = None
+
+    @property
+    def max_turns(self) -> int:
+        return self.template.world.max_turns
+
+    def task(self, split: str, index: int) -> TaskSpec:
+        return self.template.task_spec(index, split)
+
+    async def open(self) -> EnvHandle:
+        """A handle on a fresh environment."""
+        handle: EnvHandle
+        if self.runs == "process":
+            from gymrl.envs.processes import ProcessPool
+
+            self._processes = self._processes or ProcessPool(self.workers)
+            handle = await self._processes.open(self.env_id, self.params)
+        elif self.runs == "thread":
+            self._threads = self._threads or ThreadPoolExecutor(max(8, self.workers), "gymrl-env")
+            handle = ThreadHandle(make(self.env_id, **self.params), self._threads)
+        else:
+            handle = InlineHandle(make(self.env_id, **self.params))
+        self.opened += 1
+        self._live.add(handle)
+        return handle
+
+    async def release(self, handle: EnvHandle) -> None:
+        """Close one handle; closing it twice does nothing."""
+        if handle in self._live:
+            self._live.discard(handle)
+            self.closed += 1
+            await handle.close()
+
+    async def aclose(self) -> None:
+        for handle in list(self._live):
+            await self.release(handle)
+        await self.template.aclose()
+        if self._threads:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._processes:
+            await self._processes.aclose()
+
+    def close(self) -> None:
+        """`aclose` for synchronous callers."""
+        run_sync(self.aclose())
