@@ -86,12 +86,17 @@ class EnvPool:
         self.template = make(env_id, **self.params)
         self.opened = self.closed = 0
         self._live: set[EnvHandle] = set()
+        self._idle: list[EnvHandle] = []
         self._threads: ThreadPoolExecutor | None = None
         self._processes: Any = None
 
     @property
     def max_turns(self) -> int:
         return self.template.world.max_turns
+
+    @property
+    def success_reward(self) -> float:
+        return self.template.world.success_reward
 
     def task(self, split: str, index: int) -> TaskSpec:
         return self.template.task_spec(index, split)
@@ -113,6 +118,15 @@ class EnvPool:
         self._live.add(handle)
         return handle
 
+    async def take(self) -> EnvHandle:
+        """A handle that was given back, else a fresh one."""
+        return self._idle.pop() if self._idle else await self.open()
+
+    def give(self, handle: EnvHandle) -> None:
+        """Keep a handle for the next `take`; its environment is reset before it is used again."""
+        if handle in self._live:
+            self._idle.append(handle)
+
     async def release(self, handle: EnvHandle) -> None:
         """Close one handle; closing it twice does nothing."""
         if handle in self._live:
@@ -121,6 +135,7 @@ class EnvPool:
             await handle.close()
 
     async def aclose(self) -> None:
+        self._idle.clear()
         for handle in list(self._live):
             await self.release(handle)
         await self.template.aclose()
