@@ -6,7 +6,7 @@ import abc
 from dataclasses import dataclass
 from typing import Literal
 
-KilledBy = Literal["", "timeout", "memory", "output", "signal"]
+KilledBy = Literal["", "timeout", "memory", "output", "processes", "signal"]
 
 
 class SandboxFault(RuntimeError):
