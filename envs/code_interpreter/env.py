@@ -11,10 +11,7 @@ from gymrl.envs.marks import answer, code_blocks
 from gymrl.envs.records import Action, Message, Observation
 from gymrl.sandboxes import Result, Session, shared_sandbox
 
-INSTRUCTIONS = (
-    "Solve the problem. Python code in a ```python block is run and its output shown to you. "
-    "Give the final answer as <answer>...</answer>."
-)
+INSTRUCTIONS = "Write Python in a ```python block to run it. End with <answer>...</answer>."
 
 
 class CodeInterpreter(Environment):

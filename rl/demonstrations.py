@@ -1,0 +1,54 @@
+"""Demonstrations: the oracle's episodes, as tokens of the policy that is to learn from them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from gymrl.agents.players import Job, ScriptedAgent
+from gymrl.agents.records import Episode, Turn
+from gymrl.agents.rendering import Conversation, Renderer
+from gymrl.agents.rollout import RolloutSettings, rollout
+from gymrl.envs.records import Observation
+from gymrl.envs.workers import EnvPool
+
+
+class DemonstrationFault(RuntimeError):
+    """The oracle did not win where it has to."""
+
+
+async def demonstrate(pool: EnvPool, count: int, settings: RolloutSettings) -> list[Episode]:
+    """The oracle's winning episodes on the first `count` training tasks.
+
+    Raises DemonstrationFault if it wins less than half of them, naming the first failure.
+    """
+    size = pool.template.world.sizes["train"]
+    jobs = [Job(pool.task("train", index), index) for index in range(min(count, size))]
+    episodes = await rollout(jobs, ScriptedAgent("oracle"), pool, settings)
+    won = [episode for episode in episodes if episode.valid and episode.success]
+    if len(won) * 2 < len(episodes):
+        lost = next(episode for episode in episodes if not episode.valid or not episode.success)
+        raise DemonstrationFault(
+            f"the oracle of {pool.env_id} won {len(won)} of {len(episodes)} tasks; the first it did not: "
+            f"{lost.task.split} {lost.task.index}, {lost.ending} {lost.reason or ''}".rstrip()
+        )
+    return won
+
+
+def tokenise(episode: Episode, renderer: Renderer) -> Episode:
+    """A scripted episode with the ids that a policy would have had to say, each turn closed by the end-of-turn id.
+
+    Log-probabilities are 0 and versions -1: nobody sampled them.
+    """
+    conversation = Conversation(renderer)
+    turns: list[Turn] = []
+    for turn in episode.turns:
+        prompt = conversation.observe(Observation(turn.messages, episode.tools if not turns else ()))
+        ids = (*renderer.encode(turn.text), renderer.stop_ids[0])
+        conversation.said(ids)
+        turns.append(
+            replace(
+                turn, prompt_ids=prompt.new_ids, completion_ids=ids, logprobs=(0.0,) * len(ids),
+                versions=(-1,) * len(ids), segment=prompt.segment,
+            )  # fmt: skip
+        )
+    return replace(episode, turns=tuple(turns))

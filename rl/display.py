@@ -1,0 +1,64 @@
+"""What a run shows while it works: a live bar on a terminal, a line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+
+class Display:
+    """One phase at a time: `begin`, `advance` ..., `end`. Notes may be printed at any time."""
+
+    def __init__(self, console: Console | None = None, every: float = 10.0) -> None:
+        self.console = console or Console(highlight=False)
+        self.every = every
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._name, self._total, self._done, self._said, self._began = "", 0, 0, 0.0, 0.0
+
+    def begin(self, name: str, total: int, done: int = 0) -> None:
+        self._name, self._total, self._done = name, total, done
+        self._began = self._said = time.perf_counter()
+        if self.console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description:<14}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(),
+                TimeRemainingColumn(), TextColumn("{task.fields[facts]}"), console=self.console,
+            )  # fmt: skip
+            self._task = self._bar.add_task(name, total=total, completed=done, facts="")
+            self._bar.start()
+
+    def advance(self, done: int, **facts: float) -> None:
+        self._done = done
+        text = "  ".join(f"{name} {value:.3g}" for name, value in facts.items())
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, facts=text)
+        elif time.perf_counter() - self._said >= self.every:
+            self._said = time.perf_counter()
+            self.console.print(f"{self._name}: {done}/{self._total}  {text}  ({self._said - self._began:.0f} s)")
+
+    def end(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        self.console.print(f"{self._name}: {self._done}/{self._total} in {time.perf_counter() - self._began:.1f} s")
+
+    def note(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True)
+
+    def stages(self, stages: list[dict[str, Any]]) -> None:
+        """The table of what each stage came to."""
+        table = Table(title="success on held-out tasks (95 % interval)")
+        for column in ("policy", "success", "interval", "reward", "turns", "void turns", "episodes", "seconds"):
+            table.add_column(column, justify="left" if column == "policy" else "right")
+        names = {"base": "before training", "sft": "after SFT", "rl": "after RL"}
+        for stage in stages:
+            table.add_row(
+                names.get(stage["name"], stage["name"]), f"{stage['success']:.3f}",
+                f"[{stage['low']:.3f}, {stage['high']:.3f}]".replace("[", "\\["), f"{stage['reward']:.3f}",
+                f"{stage['turns']:.2f}", f"{stage['void_turns']:.3f}", str(stage["episodes"]), f"{stage['seconds']:.1f}",
+            )  # fmt: skip
+        self.console.print(table)

@@ -1,0 +1,196 @@
+"""The learner: a Hugging Face model, its optimiser, and steps over packed batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from gymrl.agents.ragged import NAME
+from gymrl.rl.batches import Batch, TokenSequence, cut, make_batch
+
+LossOf = Callable[[Batch, torch.Tensor], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+"""(batch, lp_N) -> loss of every action token [N], and sums over tokens to be reported."""
+
+
+@dataclass(frozen=True)
+class LearnerSettings:
+    """`token_budget` bounds the tokens of one micro-batch; it changes memory and speed, not results."""
+
+    token_budget: int = 8192
+    grad_clip: float = 1.0
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    mixed_precision: str = "no"
+    gradient_checkpointing: bool = False
+    logits_budget: int = 2**24
+    """Logits (numbers) held at once; more are computed in chunks and again in the backward pass."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimiser step: `sums` are what the loss reported, summed over all action tokens."""
+
+    loss: float
+    grad_norm: float
+    tokens: int
+    actions: int
+    skipped: bool
+    sums: dict[str, float]
+
+
+class Learner:
+    """Trains one policy. All randomness lies outside: the same calls give the same weights, bit for bit on the CPU."""
+
+    def __init__(self, model: str | Path | PreTrainedModel, settings: LearnerSettings, accelerator: Accelerator) -> None:
+        if accelerator.num_processes > 1:
+            raise ValueError("training in several processes is not built yet: start one process")
+        self.settings, self.accelerator = settings, accelerator
+        if not isinstance(model, PreTrainedModel):
+            model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation=NAME)
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        self.model: Any = accelerator.prepare_model(model)
+        self.model.train()
+        self.optimizer = self._fresh_optimizer()
+        self.updates = 0
+        """Optimiser steps taken: the policy's version."""
+
+    def _fresh_optimizer(self) -> torch.optim.Optimizer:
+        s = self.settings
+        return torch.optim.AdamW(
+            self.model.parameters(), lr=0.0, betas=(s.beta1, s.beta2), weight_decay=s.weight_decay, fused=True
+        )
+
+    def reset_optimizer(self) -> None:
+        """Forget the moments: a new stage begins."""
+        self.optimizer = self._fresh_optimizer()
+
+    # -- forward ---------------------------------------------------------------------------------------
+
+    def logprobs(self, batch: Batch, temperature: float = 1.0, entropy: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Log-probabilities [N] (float32, nats) of the action tokens at the sampling temperature, and their entropy [N]."""
+        base = self.model.get_decoder() if hasattr(self.model, "get_decoder") else self.model.model
+        with self.accelerator.autocast():
+            hidden_T = base(
+                input_ids=batch.ids_T[None], position_ids=batch.packed.positions[None], ragged=batch.packed, use_cache=False
+            ).last_hidden_state[0]  # fmt: skip
+        head = self.model.get_output_embeddings()
+        hidden_N = hidden_T[batch.predict_N]
+        rows = max(1, self.settings.logits_budget // head.weight.shape[0])
+        if len(hidden_N) <= rows:
+            return _head_logprobs(hidden_N, head, batch.target_N, temperature, entropy)
+        parts = [
+            checkpoint(_head_logprobs, h, head, t, temperature, entropy, use_reentrant=False)
+            for h, t in zip(hidden_N.split(rows), batch.target_N.split(rows), strict=True)
+        ]
+        lp_N = torch.cat([part[0] for part in parts])
+        return lp_N, torch.cat([part[1] for part in parts]) if entropy else None
+
+    # -- one optimiser step ----------------------------------------------------------------------------
+
+    def step(
+        self, sequences: Sequence[TokenSequence], weights_S: Sequence[float], loss_of: LossOf, lr: float,
+        temperature: float = 1.0,
+    ) -> StepResult:  # fmt: skip
+        """One optimiser step on the weighted sum of token losses over all sequences, whatever their number.
+
+        Gradients that are not finite skip the step: weights and moments stay as they were.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        total, sums, tokens, actions = 0.0, dict[str, float](), 0, 0
+        for chosen in cut(sequences, self.settings.token_budget):
+            batch = make_batch([sequences[i] for i in chosen], [weights_S[i] for i in chosen], self.accelerator.device)
+            if not batch.actions:
+                continue
+            lp_N, entropy_N = self.logprobs(batch, temperature, entropy=True)
+            loss_N, reports = loss_of(batch, lp_N)
+            loss = (loss_N * batch.weight_N).sum()
+            self.accelerator.backward(loss)
+            total += loss.item()
+            tokens += batch.tokens
+            actions += batch.actions
+            assert entropy_N is not None
+            reports = {"entropy": entropy_N.detach().sum(), **reports}
+            for name, value in reports.items():
+                sums[name] = max(sums.get(name, 0.0), value.item()) if name.endswith("_max") else sums.get(name, 0.0) + value.item()
+        if not actions:
+            return StepResult(0.0, 0.0, tokens, 0, True, sums)
+        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip))
+        finite = norm == norm and norm not in (float("inf"), float("-inf"))
+        if finite:
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step()
+            self.updates += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        return StepResult(total, norm, tokens, actions, not finite, sums)
+
+    @torch.no_grad()
+    def score(self, sequences: Sequence[TokenSequence], temperature: float = 1.0) -> list[torch.Tensor]:
+        """Log-probabilities of each sequence's action tokens, [n_i] float32 on the CPU, in the sequences' order."""
+        found: list[torch.Tensor] = [torch.empty(0)] * len(sequences)
+        for chosen in cut(sequences, self.settings.token_budget):
+            batch = make_batch([sequences[i] for i in chosen], [0.0] * len(chosen), self.accelerator.device)
+            lp_N, _ = self.logprobs(batch, temperature)
+            for row, i in enumerate(chosen):
+                found[i] = lp_N[batch.sequence_N == row].cpu()
+        return found
+
+    # -- weights ---------------------------------------------------------------------------------------
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Names and tensors as in the Hugging Face state dict, for `Engine.load_weights`."""
+        yield from self.accelerator.unwrap_model(self.model).state_dict().items()
+
+    def save(self, folder: Path) -> None:
+        """Write the model in Hugging Face form."""
+        self.accelerator.unwrap_model(self.model).save_pretrained(folder)
+
+    def load(self, folder: Path) -> None:
+        """Take over the weights of a saved model of the same shape."""
+        saved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self.accelerator.unwrap_model(self.model).load_state_dict(saved.state_dict())
+
+    def state(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict(), "updates": self.updates}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.updates = state["updates"]
+
+
+def _head_logprobs(
+    hidden_N: torch.Tensor, head: torch.nn.Module, target_N: torch.Tensor, temperature: float, entropy: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    logits_NV = head(hidden_N).float()
+    if temperature not in (0.0, 1.0):
+        logits_NV = logits_NV / temperature
+    all_lp_NV = logits_NV.log_softmax(-1)
+    lp_N = all_lp_NV.gather(-1, target_N[:, None])[:, 0]
+    if not entropy:
+        return lp_N, None
+    with torch.no_grad():
+        entropy_N = -(all_lp_NV.exp() * all_lp_NV).sum(-1)
+    return lp_N, entropy_N
+
+
+def schedule(step: int, lr: float, warmup: int, steps: int, decay: str = "constant") -> float:
+    """The learning rate of a step (from 0): linear warm-up, then constant, or linear or cosine to a tenth."""
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    share = (step - warmup) / max(1, steps - warmup)
+    if decay == "constant":
+        return lr
+    if decay == "linear":
+        return lr * (1 - 0.9 * share)
+    if decay == "cosine":
+        return lr * (0.1 + 0.45 * (1 + torch.cos(torch.tensor(share * torch.pi)).item()))
+    raise ValueError(f"unknown decay {decay!r}: take constant, linear or cosine")

@@ -1,0 +1,1 @@
+"""Losses: one value for every action token, and how the values of a whole step become one number."""

@@ -1,0 +1,59 @@
+"""The policy a run starts from: made from scratch, or loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from gymrl.agents.records import Episode
+from gymrl.agents.rendering import Renderer
+from gymrl.rl.recipes.models import Recipe
+from gymrl.rl.tiny import CHAT_TEMPLATE, make_model, make_tokenizer
+
+
+class PolicyFault(RuntimeError):
+    """The policy cannot be made or loaded; the text names the mend."""
+
+
+def start_policy(recipe: Recipe, demonstrations: list[Episode], folder: Path) -> Path:
+    """Write the run's first policy to `folder`, model and tokenizer; returns it."""
+    if recipe.model.path == "tiny":
+        texts = [text for episode in demonstrations for text in conversation_texts(episode)]
+        tokenizer = make_tokenizer(texts, recipe.model.vocab)
+        m = recipe.model
+        context = max(recipe.engine.max_context, 512)
+        model = make_model(len(tokenizer), m.hidden, m.layers, m.heads, m.kv_heads, context, recipe.seed)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(recipe.model.path, dtype="auto")
+        found = AutoTokenizer.from_pretrained(recipe.model.path)
+    except Exception as error:  # the libraries raise a dozen kinds
+        raise PolicyFault(
+            f"the model {recipe.model.path!r} cannot be loaded ({type(error).__name__}: {str(error)[:300]}): name a folder "
+            "or hub name with config.json, weights and tokenizer, or 'tiny'"
+        ) from error
+    loaded.save_pretrained(folder)
+    found.save_pretrained(folder)
+    return folder
+
+
+def load_renderer(folder: Path) -> Renderer:
+    """The renderer of a policy folder; its end-of-turn ids are the tokenizer's and those of the generation config."""
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder)
+    eos = getattr(config, "eos_token_id", None)
+    extra = [eos] if isinstance(eos, int) else list(eos or [])
+    return Renderer(tokenizer, extra)
+
+
+def conversation_texts(episode: Episode) -> list[str]:
+    """What the tokenizer is trained on: every text of an episode, as the chat template frames it."""
+    texts = []
+    for turn in episode.turns:
+        texts += [f"{message.role}\n{message.text}\n" for message in turn.messages]
+        texts.append(f"assistant\n{turn.text}\n")
+    assert CHAT_TEMPLATE
+    return texts

