@@ -1,0 +1,1 @@
+"""An environment for gymrl, found through the entry point in pyproject.toml."""
