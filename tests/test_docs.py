@@ -30,7 +30,10 @@ def program(page: str) -> str:
 
 
 def test_blocks_keep_their_lines() -> None:
-    page = "# A\n```python\nx = 1\n```\ntext\n```python no-run\nboom\n```\n```sh\nls\n```\n```python\ny = x\n\nz = 2\n```\n"
+    page = (
+        "# A\n```python\nx = 1\n```\ntext\n```python no-run\nboom\n```\n"
+        "```sh\nls\n```\n```python\ny = x\n\nz = 2\n```\n"
+    )
     code = program(page)
     names: dict[str, object] = {}
     exec(code, names)

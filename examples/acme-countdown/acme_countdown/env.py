@@ -13,6 +13,8 @@ class Countdown(Environment):
     """
 
     def __init__(self, numbers: int = 3) -> None:
+        if not 1 <= numbers <= 3:
+            raise ValueError(f"numbers is 1, 2 or 3, not {numbers}")
         self.numbers, self.max_turns = numbers, numbers + 1
 
     def reset(self) -> str:
