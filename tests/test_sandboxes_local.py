@@ -13,10 +13,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from gymrl.sandboxes import Limits, Sandbox, SandboxFault, open_sandbox, shared_sandbox
-from gymrl.sandboxes.local import LocalSandbox
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from gymrl.sandboxes import Limits, Sandbox, SandboxFault, open_sandbox, shared_sandbox
+from gymrl.sandboxes.local import LocalSandbox
 
 BACKENDS = ["local"]
 

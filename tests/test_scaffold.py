@@ -11,6 +11,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+
 from gymrl.envs.scaffold import ScaffoldError, create_package
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "acme-countdown"

@@ -3,6 +3,7 @@
 import random
 
 from acme_countdown.env import Countdown
+
 from gymrl.envs import make, register
 
 register("acme/Countdown-v0", Countdown)  # so that the test runs before `pip install -e .` too
