@@ -5,8 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from gymrl.agents.records import Episode, episode_from_json, episode_to_json
+
+
+def jsonl_line(episode: Episode) -> str:
+    """An episode as one line of JSONL, its newline included."""
+    data = episode_to_json(episode)
+    line = json.dumps(data, ensure_ascii=False, default=_plain)
+    try:
+        line.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which UTF-8 does not have and JSON writes as \\udXXX
+        line = json.dumps(data, default=_plain)
+    return line + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """JSON for what an environment put into its info: numbers and arrays of numpy, else the value's text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def write_jsonl(path: str | Path, episodes: Iterable[Episode]) -> int:
@@ -17,7 +34,7 @@ def write_jsonl(path: str | Path, episodes: Iterable[Episode]) -> int:
     count = 0
     with draft.open("w", encoding="utf-8") as file:
         for episode in episodes:
-            file.write(json.dumps(episode_to_json(episode), ensure_ascii=False) + "\n")
+            file.write(jsonl_line(episode))
             count += 1
     draft.replace(path)
     return count
@@ -46,9 +63,32 @@ def write_parquet(path: str | Path, episodes: Iterable[Episode]) -> int:
     except ImportError as error:
         raise ImportError('writing Parquet needs pyarrow: pip install "gymrl[parquet]"') from error
     rows = [_flat(episode_to_json(episode)) for episode in episodes]
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".part")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, _schema(pyarrow)), draft)
+    draft.replace(path)
     return len(rows)
+
+
+def _schema(pa: Any) -> Any:
+    """The columns, whatever the episodes hold: files of different runs can be read as one table."""
+    task = pa.struct(
+        [("env", pa.string()), ("version", pa.string()), ("split", pa.string()), ("index", pa.int64()),
+         ("params", pa.string())]
+    )  # fmt: skip
+    turn = pa.struct(
+        [("messages", pa.string()), ("text", pa.string()), ("tool_calls", pa.string()), ("segment", pa.int32()),
+         ("prompt_ids", pa.list_(pa.int32())), ("completion_ids", pa.list_(pa.int32())),
+         ("logprobs", pa.list_(pa.float64())), ("versions", pa.list_(pa.int64())), ("stop", pa.string()),
+         ("reward", pa.float64()), ("void", pa.bool_()), ("timings", pa.string()), ("info", pa.string())]
+    )  # fmt: skip
+    return pa.schema(
+        [("format", pa.int32()), ("task", task), ("policy", pa.string()), ("group", pa.int64()),
+         ("sample", pa.int64()), ("seed", pa.int64()), ("ending", pa.string()), ("reason", pa.string()),
+         ("success", pa.bool_()), ("reward", pa.float64()), ("metrics", pa.string()), ("tools", pa.string()),
+         ("turns", pa.list_(turn)), ("closing", pa.string())]
+    )  # fmt: skip
 
 
 def read_parquet(path: str | Path) -> Iterator[Episode]:
@@ -65,11 +105,19 @@ _OPEN = ("info", "timings", "tool_calls", "messages")
 
 def _flat(data: dict[str, object]) -> dict[str, object]:
     turns = [
-        {key: json.dumps(value) if key in _OPEN else value for key, value in turn.items()}
+        {
+            key: json.dumps(value, default=_plain) if key in _OPEN else _clean(value)
+            for key, value in turn.items()
+        }
         for turn in data["turns"]  # type: ignore[attr-defined]
     ]
     text = {key: json.dumps(data[key]) for key in ("metrics", "tools", "closing")}
-    return {**data, **text, "turns": turns}
+    return {**{key: _clean(value) for key, value in data.items()}, **text, "turns": turns}
+
+
+def _clean(value: object) -> object:
+    """Text without halves of surrogate pairs, which Parquet's UTF-8 does not have."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value
 
 
 def _nested(row: dict[str, object]) -> dict[str, object]:

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 from gymrl.agents.engines.base import Engine, EngineFault, Generation, GenerationRequest
 from gymrl.agents.players import Agent, ContextFull, Generator, Job, ModelAgent, Player, Said
 from gymrl.agents.records import Ending, Episode, Turn
-from gymrl.envs.records import Message, Observation, Tool
+from gymrl.envs.gym import StepResult
+from gymrl.envs.records import Action, Message, Observation, TaskSpec, Tool
 from gymrl.envs.workers import EnvHandle, EnvPool
 
 T = TypeVar("T")
@@ -23,7 +24,7 @@ class RolloutSettings:
 
     `lockstep` hands the engine one batch a round, when every running episode waits for it: results then depend on
     the jobs alone, not on timing. Without it requests go to the engine as they come. `deadline` is the time
-    (s) an environment has for one call. `max_turns` cuts earlier than the environment does. `void_ends` ends an
+    (s) an environment has for one answer. `max_turns` cuts earlier than the environment does. `void_ends` ends an
     episode at its first void turn.
     """
 
@@ -32,6 +33,46 @@ class RolloutSettings:
     deadline: float = 60.0
     max_turns: int | None = None
     void_ends: bool = False
+
+    def __post_init__(self) -> None:
+        if self.concurrency < 1 or self.deadline <= 0 or (self.max_turns is not None and self.max_turns < 1):
+            raise ValueError(
+                "a rollout takes a concurrency and max_turns of 1 or more, and a deadline above 0 s"
+            )
+
+
+class _Broken(Exception):
+    """The environment raised, or missed its deadline; the text is the episode's reason."""
+
+
+class _Guarded:
+    """An environment whose every answer has a deadline, and whose failures cannot be taken for the policy's."""
+
+    def __init__(self, env: EnvHandle, deadline: float) -> None:
+        self.env, self.deadline = env, deadline
+
+    async def reset(self, task: TaskSpec) -> tuple[Observation, dict[str, Any]]:
+        return await self._within(self.env.reset(task), "reset")
+
+    async def step(self, action: Action) -> StepResult:
+        return await self._within(self.env.step(action), "step")
+
+    async def oracle(self) -> Action:
+        return await self._within(self.env.oracle(), "oracle")
+
+    async def random_action(self, seed: int) -> Action:
+        return await self._within(self.env.random_action(seed), "random_action")
+
+    async def close(self) -> None:
+        await self._within(self.env.close(), "close")
+
+    async def _within(self, call: Awaitable[T], what: str) -> T:
+        try:
+            async with asyncio.timeout(self.deadline) as limit:
+                return await call
+        except Exception as error:
+            late = f"TimeoutError: {what}() gave no answer in {self.deadline:g} s"
+            raise _Broken(f"environment: {late if limit.expired() else _describe(error)}") from error
 
 
 class DirectGenerator:
@@ -78,12 +119,15 @@ class LockstepGenerator:
             task.add_done_callback(self._batches.discard)
 
     async def _run(self, batch: list[tuple[int, GenerationRequest, asyncio.Future[Generation]]]) -> None:
+        fault: BaseException
         try:
             results = await self.engine.generate_batch([request for _, request, _ in batch])
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:  # whoever waits must hear of it
+            cancelled = isinstance(error, asyncio.CancelledError)
+            fault = EngineFault("the engine dropped its requests") if cancelled else error
             for _, _, future in batch:
                 if not future.done():
-                    future.set_exception(error)
+                    future.set_exception(fault)
             return
         for (_, _, future), result in zip(batch, results, strict=True):
             if not future.done():
@@ -99,8 +143,9 @@ async def rollout(
 ) -> list[Episode]:
     """Play the jobs; returns their episodes in the jobs' order.
 
-    An environment that raises, or misses its deadline, makes its episode `invalid`; so does an engine that fails.
-    `on_episode` is called on the event loop as each episode ends.
+    An environment that raises, or misses its deadline, makes its episode `invalid`; so do an engine that fails and a
+    policy that cannot answer. The reason begins with `environment:`, `engine:` or `policy:`. `on_episode` is called
+    on the event loop as each episode ends; what it raises ends the rollout and is raised here.
     """
     settings = settings or RolloutSettings()
     jobs = [replace(job, order=order) for order, job in enumerate(jobs)]
@@ -114,15 +159,17 @@ async def rollout(
         handle: EnvHandle | None = None
         try:
             for job in queue:
-                episode, broken = Episode(job.task, (), "invalid", "never played"), True
                 try:
-                    handle = handle or await pool.take()
-                    episode, broken = await play(job, agent, handle, settings, generator, pool.success_reward)
+                    taken = handle or await pool.take()
                 except Exception as error:
                     episode = _invalid(job, agent.name, f"environment: {_describe(error)}")
-                if broken and handle is not None:
-                    await pool.release(handle)
-                    handle = None
+                else:
+                    handle = None  # not given back while it is in use, should this task be cancelled
+                    episode, broken = await play(job, agent, taken, settings, generator, pool.success_reward)
+                    if broken:
+                        await _discard(pool, taken, settings.deadline)
+                    else:
+                        handle = taken
                 episodes[job.order] = episode
                 if on_episode:
                     on_episode(episode)
@@ -136,9 +183,12 @@ async def rollout(
     if generator is not None:
         for _ in range(count):
             generator.enter()
-    async with asyncio.TaskGroup() as group:
-        for _ in range(count):
-            group.create_task(work())
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(count):
+                group.create_task(work())
+    except BaseExceptionGroup as errors:  # of on_episode, or an interruption: the first one tells the story
+        raise errors.exceptions[0] from None
     return [episode for episode in episodes if episode is not None]
 
 
@@ -147,17 +197,22 @@ async def play(
     success_reward: float,
 ) -> tuple[Episode, bool]:  # fmt: skip
     """Play one episode. Returns it, and whether the environment can no longer be used."""
-    player = agent.player(job, generator)
+    guarded = _Guarded(env, settings.deadline)
     turns: list[Turn] = []
     tools: tuple[Tool, ...] = ()
     closing: tuple[Message, ...] = ()
     ending: Ending
     began = time.perf_counter()
+
+    def invalid(reason: str) -> Episode:
+        return replace(_invalid(job, agent.name, reason), turns=tuple(turns), tools=tools)
+
     try:
-        observation, _ = await _within(env.reset(job.task), settings.deadline, "reset")
+        player = agent.player(job, generator)
+        observation, _ = await guarded.reset(job.task)
         while True:
             tools = observation.tools or tools
-            turn, observation, end = await _turn(player, env, observation, settings, len(turns))
+            turn, observation, end = await _turn(player, guarded, observation, settings, len(turns))
             turns.append(turn)
             if end is not None:
                 ending, reason = end
@@ -165,16 +220,15 @@ async def play(
                 break
     except ContextFull as full:
         if not turns:
-            raise ValueError(f"the first prompt does not fit: {full}; raise engine.max_context") from full
+            return invalid(f"policy: the first prompt does not fit ({full}): raise max_context"), False
         ending, reason = "truncated", "context"
         closing = observation.messages
+    except _Broken as broken:
+        return invalid(str(broken)), True
     except EngineFault as error:
-        return replace(_invalid(job, agent.name, f"engine: {error}"), turns=tuple(turns), tools=tools), False
-    except asyncio.CancelledError:
-        raise
+        return invalid(f"engine: {error}"), False
     except Exception as error:
-        reason = f"environment: {_describe(error)}"
-        return replace(_invalid(job, agent.name, reason), turns=tuple(turns), tools=tools), True
+        return invalid(f"policy: {_describe(error)}"), False
     total = sum(turn.reward for turn in turns)
     episode = Episode(
         job.task, tuple(turns), ending, reason, ending == "terminated" and total >= success_reward, closing, tools,
@@ -194,7 +248,7 @@ async def _turn(
 ) -> tuple[Turn, Observation, tuple[Ending, str] | None]:
     said: Said = await player.act(observation, env)
     began = time.perf_counter()
-    result = await _within(env.step(said.action), settings.deadline, "step")
+    result = await env.step(said.action)
     info = dict(result.info)
     void = bool(info.pop("void"))
     turn = Turn(
@@ -216,12 +270,13 @@ async def _turn(
     return turn, result.observation, end
 
 
-async def _within(call: Awaitable[T], deadline: float, what: str) -> T:
+async def _discard(pool: EnvPool, handle: EnvHandle, deadline: float) -> None:
+    """Close an environment that broke. It may not even close: then it is left behind, and the pool has counted it."""
     try:
         async with asyncio.timeout(deadline):
-            return await call
-    except TimeoutError:
-        raise TimeoutError(f"{what}() gave no answer in {deadline:g} s") from None
+            await pool.release(handle)
+    except Exception:
+        return
 
 
 def _invalid(job: Job, policy: str, reason: str) -> Episode:

@@ -61,10 +61,22 @@ class TransformersEngine(Engine):
         if model is None:
             dtype = getattr(torch, settings.dtype)
             try:
-                model = AutoModelForCausalLM.from_pretrained(settings.model, dtype=dtype, attn_implementation=NAME)
-            except (OSError, ValueError) as error:
-                raise EngineFault(f"the model {str(settings.model)!r} cannot be loaded: {error}") from error
-            model.to("cuda" if torch.cuda.is_available() else "cpu")
+                read, loaded = AutoModelForCausalLM.from_pretrained(
+                    settings.model, dtype=dtype, attn_implementation=NAME, output_loading_info=True
+                )
+            except Exception as error:  # also what safetensors, json and pickle raise for a broken file
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise EngineFault(
+                    f"the model {str(settings.model)!r} cannot be loaded ({reason}): take another checkpoint or "
+                    "copy this one again"
+                ) from error
+            if missing := sorted(loaded["missing_keys"]):  # they would be filled with random numbers
+                raise EngineFault(
+                    f"the model {str(settings.model)!r} lacks {len(missing)} weights, {missing[0]} among them: "
+                    "take another checkpoint or copy this one again"
+                )
+            model = read.to("cuda" if torch.cuda.is_available() else "cpu")
+        assert model is not None
         self.model = model.eval()
         config = model.config
         self.max_context = min(settings.max_context, config.max_position_embeddings)
@@ -174,7 +186,8 @@ class TransformersEngine(Engine):
                 self._lock.wait()
             if self._closed:
                 for run in [*self._running, *self._waiting]:
-                    run.future.cancel()
+                    if not run.future.done():
+                        run.future.set_exception(EngineFault("the embedded engine is closed"))
                 return False
             arrived = [self._waiting.popleft() for _ in range(min(len(self._waiting), len(self._slots)))]
         with self._model_lock:
