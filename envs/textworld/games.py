@@ -103,11 +103,21 @@ def draw_game(task: TaskSpec, settings: GameSettings) -> tuple[textworld.Game, t
             if task.owns(describe(game)):
                 return game, options
             options.seeds = {**seeds, "grammar": _seed(task, settings, "grammar", attempt, naming)}
-            game.change_grammar(make_grammar(options.grammar, options.rngs["grammar"]))
+            _rename(game, options)
     raise ValueError(
         f"TextWorld finds no game with quest_length {settings.quest_length} in {settings.nb_rooms} rooms: "
         "take a shorter quest or more rooms"
     )
+
+
+def _rename(game: textworld.Game, options: textworld.GameOptions) -> None:
+    """Give the game the names and texts that `make_game` would have given it with these options."""
+    for info in game.infos.values():
+        info.__init__(info.id, info.type)
+    for quest in game.quests:
+        quest.desc = None
+    game.change_grammar(make_grammar(options.grammar, options.rngs["grammar"]))
+    game.metadata["uuid"] = options.uuid
 
 
 def _seed(task: TaskSpec, settings: GameSettings, part: str, *attempt: int) -> int:
