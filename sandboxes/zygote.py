@@ -350,6 +350,11 @@ if __name__ == "__main__":
     libc = load_libc()
     if libc is None or libc.prctl(36, 1, 0, 0, 0):  # PR_SET_CHILD_SUBREAPER
         sys.exit("prctl is not to be had: this Python has no ctypes")
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+        open(f"/proc/self/task/{os.getpid()}/children").close()
+    except (AttributeError, OSError) as error:
+        sys.exit(f"Linux 5.3 or newer is needed, with /proc ({error})")
     os.environ.clear()
     for name in PRELOAD:
         __import__(name)

@@ -120,6 +120,11 @@ async def test_the_environment_of_the_caller_is_not_seen(
     assert result.ok and "SECRET" not in result.stdout
 
 
+async def test_a_long_source_runs(sandbox: Sandbox) -> None:
+    code = f"text = {'é' * 2_000_000!r}\nprint(len(text))"
+    assert (await sandbox.run(code, limits=Limits(memory=2**30))).stdout == "2000000\n"
+
+
 async def test_many_at_once_keep_apart(sandbox: Sandbox) -> None:
     results = await asyncio.gather(*(sandbox.run(f"print({i} * {i})") for i in range(64)))
     assert [int(result.stdout) for result in results] == [i * i for i in range(64)]
@@ -329,6 +334,23 @@ async def test_a_dead_worker_is_a_fault_and_is_replaced() -> None:
     await box.close()
     with pytest.raises(SandboxFault, match="closed"):
         await box.run("pass")
+
+
+async def test_a_worker_that_is_stopped_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gymrl.sandboxes.local.GRACE", 0.5)
+    box = LocalSandbox(workers=1)
+    with pytest.raises(SandboxFault, match="died"):
+        await box.run("import os, signal; os.kill(os.getppid(), signal.SIGSTOP)", timeout=0.5)
+    assert (await box.run("print('next')")).stdout == "next\n"
+    await box.close()
+
+
+async def test_a_cancelled_call_leaves_the_sandbox_usable() -> None:
+    box = LocalSandbox(workers=1)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(box.run("while True: pass", timeout=0.5), 0.1)
+    assert (await box.run("print('next')")).stdout == "next\n"
+    await box.close()
 
 
 async def test_close_leaves_no_process_and_no_folder() -> None:
