@@ -63,29 +63,81 @@ class Packed:
                 groups[-1].append(b)
             else:
                 groups.append([b])
-        self.groups: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.tokens = len(self.positions)
+        self.places: list[_Place] = []
         for group in groups:
             width = max(lengths[b] for b in group)
-            offsets_S = torch.arange(width)
-            inside_BS = offsets_S < lengths_B[group, None]
-            index_BS = torch.where(inside_BS, starts_B[group, None] + offsets_S, 0)
-            self.groups.append((index_BS.to(device), inside_BS.to(device)))
+            source = torch.cat([torch.arange(lengths[b]) + starts_B[b] for b in group])
+            target = torch.cat([torch.arange(lengths[b]) + row * width for row, b in enumerate(group)])
+            self.places.append(_Place(len(group), width, source.to(device), target.to(device)))
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, window: int | None
     ) -> torch.Tensor:
         """Causal attention inside every sequence: query [H, T, D] -> [T, H, D]."""
-        repeats = query.shape[0] // key.shape[0]
-        if repeats > 1:
-            key, value = key.repeat_interleave(repeats, 0), value.repeat_interleave(repeats, 0)
-        query, key, value = query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)  # [T, H, D]
-        out_THD = torch.zeros_like(query)
-        for index_BS, inside_BS in self.groups:
-            q, k, v = (x[index_BS].transpose(1, 2) for x in (query, key, value))  # [B, H, S, D]
-            mask = _window_mask(index_BS.shape[1], window, q.device)
-            o = sdpa(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling).transpose(1, 2)
-            out_THD = out_THD.index_put((index_BS[inside_BS],), o[inside_BS])
-        return out_THD
+        heads, _, size = query.shape
+        repeats = heads // key.shape[0]
+        padded = [_Pad.apply(self.places, x.transpose(0, 1).flatten(1)) for x in (query, key, value)]
+        outs = []
+        for place, q, k, v in zip(self.places, *padded, strict=True):
+            q, k, v = (x.view(place.rows, place.width, -1, size).transpose(1, 2) for x in (q, k, v))
+            if repeats > 1:
+                k, v = (x.repeat_interleave(repeats, 1) for x in (k, v))
+            mask = _window_mask(place.width, window, q.device)
+            o = sdpa(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling)
+            outs.append(o.transpose(1, 2).reshape(place.rows * place.width, heads * size))
+        return _Unpad.apply(self.places, self.tokens, *outs).view(self.tokens, heads, size)  # type: ignore[no-any-return, no-untyped-call]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A padded block of `rows` sequences: flat token `source[i]` lies at row-major place `target[i]`."""
+
+    rows: int
+    width: int
+    source: torch.Tensor
+    target: torch.Tensor
+
+
+class _Pad(torch.autograd.Function):
+    """Flat tokens [T, F] to one padded block [rows * width, F] for each place. No token is in two blocks, so the
+    backward pass copies and never has to add."""
+
+    @staticmethod
+    def forward(ctx: Any, places: list[_Place], flat_TF: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ctx.places, ctx.shape = places, flat_TF.shape
+        blocks = []
+        for place in places:
+            block = flat_TF.new_zeros(place.rows * place.width, flat_TF.shape[1])
+            blocks.append(block.index_copy_(0, place.target, flat_TF.index_select(0, place.source)))
+        return tuple(blocks)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[None, torch.Tensor]:
+        flat = grads[0].new_zeros(ctx.shape)
+        for place, grad in zip(ctx.places, grads, strict=True):
+            flat.index_copy_(0, place.source, grad.index_select(0, place.target))
+        return None, flat
+
+
+class _Unpad(torch.autograd.Function):
+    """The inverse of `_Pad`: blocks back to flat tokens [T, F]."""
+
+    @staticmethod
+    def forward(ctx: Any, places: list[_Place], tokens: int, *blocks: torch.Tensor) -> torch.Tensor:
+        ctx.places = places
+        flat = blocks[0].new_zeros(tokens, blocks[0].shape[1])
+        for place, block in zip(places, blocks, strict=True):
+            flat.index_copy_(0, place.source, block.index_select(0, place.target))
+        return flat
+
+    @staticmethod
+    def backward(ctx: Any, grad_TF: torch.Tensor) -> tuple[Any, ...]:
+        grads = []
+        for place in ctx.places:
+            block = grad_TF.new_zeros(place.rows * place.width, grad_TF.shape[1])
+            grads.append(block.index_copy_(0, place.target, grad_TF.index_select(0, place.source)))
+        return (None, None, *grads)
 
 
 def _window_mask(size: int, window: int | None, device: torch.device) -> torch.Tensor | None:

@@ -28,6 +28,7 @@ from gymrl.rl.demonstrations import demonstrate, tokenise
 from gymrl.rl.display import Display
 from gymrl.rl.folder import Progress, RunFolder
 from gymrl.rl.learner import Learner, LearnerSettings
+from gymrl.rl.memory import keep_freed_memory
 from gymrl.rl.policy import load_renderer, start_policy
 from gymrl.rl.recipes import Recipe, dump, load
 from gymrl.rl.trainers.online import online_step
@@ -70,6 +71,7 @@ class Run:
 
     def __init__(self, recipe: Recipe, folder: RunFolder, display: Display, loop: asyncio.Runner) -> None:
         transformers_logging.disable_progress_bar()
+        keep_freed_memory()
         self.recipe, self.folder, self.display, self.loop = recipe, folder, display, loop
         self.stopping = False
         self.began = time.perf_counter()

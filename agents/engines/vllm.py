@@ -241,14 +241,12 @@ class VllmEngine(Engine):
 
     def _load(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         try:
-            missing = self._llm.collective_rpc(load_into_worker, args=(tensors,))[0]
+            (wrong,) = self._llm.collective_rpc(load_into_worker, args=(tensors,))
         finally:
             # Also when it failed half-way: nothing computed with other weights may be reused.
             self._llm.reset_prefix_cache(reset_running_requests=True)
-        if missing:
-            raise ValueError(
-                f"the new weights lack {len(missing)} of vLLM's parameters, {missing[0]!r} among them"
-            )
+        if wrong:
+            raise ValueError(wrong)
         self._llm.set_weight_version(str(version))
         self.version = version
 

@@ -12,10 +12,11 @@ import torch
 from safetensors import safe_open
 
 
-def load_into_worker(worker: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
-    """Replace the model's weights in place and return the names of vLLM's parameters that got no new value.
+def load_into_worker(worker: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """Replace the model's weights in place. Returns what is wrong with them; nothing if all is well.
 
-    `weights` are named as in the Hugging Face state dict. Cached keys and values are the caller's to forget.
+    `weights` are named as in the Hugging Face state dict, all of them. Cached keys and values are the caller's to
+    forget. A sentence and no exception, because vLLM's server hides the text of exceptions in its workers.
     """
     from vllm.config import set_current_vllm_config
     from vllm.model_executor.model_loader.reload.layerwise import (
@@ -25,16 +26,22 @@ def load_into_worker(worker: Any, weights: Iterable[tuple[str, torch.Tensor]]) -
 
     runner = worker.model_runner
     model = runner.get_model()
+    wrong = ""
     with torch.no_grad(), set_current_vllm_config(worker.vllm_config):
         expected = {name for name, _ in model.named_parameters()}
         initialize_layerwise_reload(model)
         try:
-            loaded = model.load_weights(weights)
-        finally:
-            finalize_layerwise_reload(model, worker.vllm_config.model_config)
+            missing = expected - (model.load_weights(weights) or expected)
+            if missing:
+                wrong = (
+                    f"the new weights lack {len(missing)} of vLLM's parameters, {min(missing)!r} among them"
+                )
+        except Exception as error:  # models raise what they like for a name or a shape that they do not know
+            wrong = f"the new weights are not those of the served model: {str(error)[:200]}"
+        finalize_layerwise_reload(model, worker.vllm_config.model_config)
         _refresh_tied_heads(model)
         runner.reset_lora_state()
-    return sorted(expected - loaded) if loaded is not None else []
+    return wrong
 
 
 def _refresh_tied_heads(model: torch.nn.Module) -> None:
@@ -55,8 +62,12 @@ def _refresh_tied_heads(model: torch.nn.Module) -> None:
 class WeightLoader:
     """Mixed into the worker of a vLLM server; called through its `/collective_rpc`."""
 
-    def load_gymrl_weights(self, path: str) -> list[str]:
-        """Load a safetensors file that this machine can read; returns what `load_into_worker` returns."""
-        with safe_open(path, framework="pt") as file:
-            names = file.keys()
-            return load_into_worker(self, ((name, file.get_tensor(name)) for name in names))
+    def load_gymrl_weights(self, path: str) -> dict[str, str]:
+        """Load a safetensors file that this machine can read. `error` is what `load_into_worker` returns."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {
+                    "error": load_into_worker(self, ((name, file.get_tensor(name)) for name in file.keys()))
+                }  # noqa: SIM118
+        except OSError as error:
+            return {"error": f"vLLM's worker cannot read the weights in {path}: {error}"}

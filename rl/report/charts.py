@@ -23,8 +23,8 @@ from gymrl.rl.report.metrics import (
     time_shares,
 )
 
-WIDTH, HEIGHT = 360, 176
-LEFT, RIGHT, TOP, BOTTOM = 46, 352, 8, 150
+WIDTH, HEIGHT = 300, 168
+LEFT, RIGHT, TOP, BOTTOM = 46, 296, 8, 142
 MOST_CHARTS = 90
 POINTS = 240
 
@@ -78,6 +78,7 @@ class ChartStage:
     name: str
     title: str
     steps: str
+    """Which steps, and how many make one point where there are too many to draw."""
     groups: list[ChartGroup]
 
 
@@ -92,22 +93,26 @@ class Scale:
     log: bool = False
 
     def __call__(self, value: float) -> float:
-        low, high = self.low, self.high
-        if self.log:
-            low, high, value = math.log10(low), math.log10(high), math.log10(max(value, low))
-        # Halves keep the difference of two very large numbers finite.
-        share = (value / 2 - low / 2) / ((high / 2 - low / 2) or 1.0)
+        low, high = self.forth(self.low), self.forth(self.high)
+        share = (self.forth(value) - low) / (high - low)
         return self.start + min(1.0, max(0.0, share)) * (self.end - self.start)
+
+    def forth(self, value: float) -> float:
+        """The value as the axis counts it: its decimal logarithm if `log`."""
+        return math.log10(max(value, self.low)) if self.log and not math.isnan(value) else value
+
+    def back(self, value: float) -> float:
+        return 10.0**value if self.log else value
 
 
 def draw_stages(curves: Sequence[Curve]) -> tuple[list[ChartStage], int]:
     """The charts of every stage, and how many metrics were left out because there are too many."""
-    names = sorted({curve.stage for curve in curves}, key=lambda name: (name != "rl", name != "sft", name))
-    ordered = [sorted((c for c in curves if c.stage == name), key=rank) for name in names]
-    kept = sum(ordered, [])[:MOST_CHARTS]
+    ordered = sorted(curves, key=lambda c: (c.stage != "rl", c.stage != "sft", c.stage, *rank(c)))
+    kept = ordered[:MOST_CHARTS]
     points = max(40, min(POINTS, 9600 // max(1, len(kept))))
+    names = dict.fromkeys(curve.stage for curve in kept)
     stages = [_draw_stage(name, [c for c in kept if c.stage == name], points) for name in names]
-    return [stage for stage in stages if stage.groups], len(curves) - len(kept)
+    return stages, len(curves) - len(kept)
 
 
 def _draw_stage(name: str, curves: Sequence[Curve], most: int) -> ChartStage:
@@ -115,7 +120,7 @@ def _draw_stage(name: str, curves: Sequence[Curve], most: int) -> ChartStage:
     still: dict[str, list[tuple[str, str]]] = {group: [] for group in GROUPS}
     shares = time_shares(curves, most)
     if shares is not None:
-        charts["Time"].append(draw_shares(f"{name}-time-shares", shares))
+        charts["Time"].append(draw_shares(f"{name}-time", shares))
     for place, curve in enumerate(curves):
         metric = describe(curve)
         finite = {value for value in curve.values if not math.isnan(value)}
@@ -125,12 +130,16 @@ def _draw_stage(name: str, curves: Sequence[Curve], most: int) -> ChartStage:
             still[metric.group].append((metric.title, show(finite.pop(), metric.unit)))
         else:
             charts[metric.group].append(draw_curve(f"{name}-{place}", metric, thin(curve, most)))
-    last = max((curve.steps[-1] for curve in curves), default=0)
-    first = min((curve.steps[0] for curve in curves), default=0)
+    last = max(curve.steps[-1] for curve in curves)
+    first = min(curve.steps[0] for curve in curves)
+    steps = f"steps {first:,.0f} to {last:,.0f}" if last > first else f"step {last:,.0f}"
+    stride = max(-(-len(curve.steps) // most) for curve in curves)
+    if stride > 1:
+        steps += f" · up to {stride} a point: the line is their mean, the band their range"
     return ChartStage(
         name,
         STAGES.get(name, name or "Metrics"),
-        f"steps {first:,.0f} to {last:,.0f}" if last > first else f"step {last:,.0f}",
+        steps,
         [ChartGroup(group, charts[group], still[group]) for group in GROUPS if charts[group] or still[group]],
     )
 
@@ -141,11 +150,11 @@ def draw_curve(chart_id: str, metric: Metric, points: Points) -> Chart:
     y = y_scale([value for value in finite if not math.isnan(value)], metric)
     x = _x_scale(points.first, points.last)
     middle = [(a + b) / 2 for a, b in zip(points.first, points.last, strict=True)]
-    smoothed = smooth(points.mean, SMOOTHING)
+    # On a logarithmic axis the logarithms are smoothed: one spike does not hide what follows it.
+    smoothed = [y.back(v) for v in smooth([y.forth(v) for v in points.mean], SMOOTHING)]
     band = _band(middle, points.low, points.high, x, y) if points.stride > 1 else ""
     notes = [metric.note] if metric.note else []
     notes += ["log scale"] if y.log else []
-    notes += [f"each point the mean of {points.stride} steps"] if points.stride > 1 else []
     notes += [f"{points.lost} values not finite"] if points.lost else []
     known = [value for value in points.mean if not math.isnan(value)]
     ends = (show(known[0], metric.unit), show(known[-1], metric.unit), show(min(points_low(points)), metric.unit),
@@ -229,20 +238,19 @@ def y_scale(values: Sequence[float], metric: Metric) -> Scale:
         return Scale(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high)), BOTTOM, TOP, log=True)
     if 0 <= low <= high / 2:
         low = 0.0
-    if low == high:
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # nothing that an axis could tell apart
         low, high = low - (abs(low) / 2 or 0.5), high + (abs(high) / 2 or 0.5)
     else:
-        room = high / 20 - low / 20
+        room = (high - low) / 20
         low, high = (low if low == 0 else low - room), (high if high == 0 else high + room)
     if metric.unit == "share":
         low, high = max(0.0, low), min(1.0, high)
-    limit = 1e300
-    return Scale(max(-limit, low), min(limit, high), BOTTOM, TOP)
+    return Scale(low, high, BOTTOM, TOP)
 
 
 def _x_scale(first: Sequence[float], last: Sequence[float]) -> Scale:
     low, high = first[0], last[-1]
-    return Scale(low, high if high > low else low + 1, LEFT, RIGHT)
+    return Scale(low, high if high > low else low + max(1.0, abs(low) / 10), LEFT, RIGHT)
 
 
 def _y_ticks(scale: Scale) -> list[float]:
@@ -254,9 +262,7 @@ def _y_ticks(scale: Scale) -> list[float]:
 
 def ticks(low: float, high: float, most: int, whole: bool = False) -> list[float]:
     """At most `most` + 1 round numbers in [low, high]; whole ones if `whole`."""
-    span = high / most - low / most
-    if not span > 0 or not math.isfinite(span):
-        return [low]
+    span = (high - low) / most
     size = 10.0 ** math.floor(math.log10(span))
     gap = next((size * m for m in (1, 2, 5, 10) if size * m >= span * (1 - 1e-9)), size * 10)
     if whole:

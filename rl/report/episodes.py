@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -29,6 +30,10 @@ MOST_TEXT = 6000
 """Characters of one message."""
 MOST_TOKENS = 300
 """Tokens of one turn that can be shown."""
+MOST_PASSED_OVER = 200
+"""Episodes of one file that could not be shown, before the search in it ends."""
+WRONG_FIELD = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
+"""What reading an episode raises where a field has the wrong type."""
 LEAST_LIKELY = (0.99, 0.95, 0.9, 0.75, 0.5, 0.25, 0.1, 0.03, 0.01)
 """Probabilities between the ten shades of a token."""
 
@@ -116,14 +121,8 @@ def choose_shelves(run: Path) -> list[Shelf]:
     shelves, budget = [], BUDGET
     sources = list(_sources(run / "episodes"))
     for place, (title, path, wanted) in enumerate(sources):
-        shown: list[EpisodeView] = []
-        allowance = budget // (len(sources) - place)
-        for episode in sample(path, wanted):
-            view, cost = viewer.view(episode, allowance)
-            if view is not None:
-                shown.append(view)
-                allowance -= cost
-                budget -= cost
+        shown, cost = sample(path, wanted, viewer, budget // (len(sources) - place))
+        budget -= cost
         if shown:
             shelves.append(Shelf(title, path.relative_to(run).as_posix(), shown))
     return shelves
@@ -160,22 +159,31 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.jsonl") if path.is_file())
 
 
-def sample(path: Path, wanted: dict[Kind, int]) -> list[Episode]:
-    """The first episodes of each kind in a file, ordered by kind; reads no further than it must."""
-    found: list[tuple[Kind, Episode]] = []
+def sample(
+    path: Path, wanted: dict[Kind, int], viewer: Viewer, allowance: int
+) -> tuple[list[EpisodeView], int]:
+    """The first episodes of each kind in a file, ordered by kind, and about the bytes they take; those that cannot be
+    shown within the allowance are passed over. Reads no further than it must."""
+    found: list[EpisodeView] = []
     have: Counter[Kind] = Counter()
+    spent = passed_over = 0
     for data in read_episodes(path):
         try:
             episode = episode_from_json(data)
             kind = kind_of(episode)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except WRONG_FIELD:
             continue
         if have[kind] < wanted.get(kind, 0):
-            have[kind] += 1
-            found.append((kind, episode))
-        if all(have[kind] >= count for kind, count in wanted.items()):
+            view, cost = viewer.view(episode, allowance - spent)
+            if view is None:
+                passed_over += 1
+            else:
+                have[kind] += 1
+                spent += cost
+                found.append(view)
+        if passed_over > MOST_PASSED_OVER or all(have[kind] >= count for kind, count in wanted.items()):
             break
-    return [episode for _, episode in sorted(found, key=lambda pair: KINDS.index(pair[0]))]
+    return sorted(found, key=lambda view: KINDS.index(view.kind)), spent
 
 
 def load_tokenizer(path: Path) -> Tokenizer | None:
@@ -200,7 +208,7 @@ class Viewer:
         room = self.image_room
         try:
             view = self._view(episode)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # fields of a wrong type
+        except WRONG_FIELD:
             self.image_room = room
             return None, 0
         cost = _cost(view)
@@ -218,16 +226,16 @@ class Viewer:
         if skipped:
             turns = turns[: MOST_TURNS // 2] + turns[-MOST_TURNS // 2 :]
         task = episode.task
-        facts = [f"sample {episode.sample}", f"{len(episode.turns)} turns", f"{episode.tokens} tokens"]
-        facts += [f"policy {printable(str(episode.policy))[:80]}"] if episode.policy else []
+        facts = [f"sample {episode.sample}", plural(len(episode.turns), "turn"), plural(episode.tokens, "token")]
+        facts += [f"played by {str(episode.policy)[:80]}"] if episode.policy else []
         ending = episode.ending + (f": {episode.reason}" if episode.reason else "")
         name = task.env.removeprefix("gymrl/")
         return EpisodeView(
             kind_of(episode),
-            printable(_question(episode))[:160],
-            printable(f"{name} · {task.split} {task.index}"),
+            _question(episode)[:160],
+            f"{name} · {task.split} {task.index}",
             f"reward {episode.reward:.3g}" if episode.valid else "no reward",
-            [printable(ending)[:600], *facts],
+            [ending[:600], *facts],
             [self._turn(number, turn) for number, turn in turns],
             skipped,
             [self._bubble(message) for message in episode.closing],
@@ -236,11 +244,12 @@ class Viewer:
     def _turn(self, number: int, turn: Turn) -> TurnView:
         facts = [f"reward {float(turn.reward):.3g}"]
         if turn.completion_ids:
-            facts.append(f"{len(turn.completion_ids)} tokens after {len(turn.prompt_ids)} new prompt tokens")
+            said, shown_ids = len(turn.completion_ids), len(turn.prompt_ids)
+            facts.append(f"{plural(said, 'token')} after {plural(shown_ids, 'new prompt token')}")
             least, most = min(turn.versions), max(turn.versions)
             facts.append(f"policy version {least}" + (f" to {most}" if most > least else ""))
-        facts.append(f"stop: {printable(str(turn.stop))[:40]}")
-        facts += [f"{printable(str(name))[:40]} {float(s):.3g} s" for name, s in list(turn.timings.items())[:4]]
+        facts.append(f"stop: {str(turn.stop)[:40]}")
+        facts += [f"{str(name)[:40]} {float(s):.3g} s" for name, s in list(turn.timings.items())[:4]]
         shown = list(zip(turn.completion_ids, turn.logprobs, strict=True))[:MOST_TOKENS]
         return TurnView(
             number,
@@ -257,30 +266,30 @@ class Viewer:
         text = message.text
         notes = []
         if len(text) > MOST_TEXT:
-            notes.append(f"{len(text) - MOST_TEXT} characters more")
+            notes.append(plural(len(text) - MOST_TEXT, "character"))
             text = text[:MOST_TEXT]
         images = []
         for image in message.images:
             uri = _data_uri(image)
             if uri is None or len(uri) > self.image_room:
-                notes.append(f"an image of {len(image)} bytes")
+                notes.append(f"an image of {plural(len(image), 'byte')}")
             else:
                 self.image_room -= len(uri)
                 images.append(uri)
         role = message.role if message.name is None else f"{message.role} {message.name}"
         calls = [_call(call) for call in message.tool_calls[:20]]
         note = f"Not shown: {', '.join(notes)}." if notes else ""
-        return Bubble(printable(role)[:60], list(pieces(text)), calls, images, note)
+        return Bubble(role[:60], list(pieces(text)), calls, images, note)
 
     def _token(self, token: int, logprob: float) -> Token:
-        shade = sum(2.718281828**logprob < bound for bound in LEAST_LIKELY)
+        shade = sum(math.exp(min(0.0, logprob)) < bound for bound in LEAST_LIKELY)
         text = str(token)
         if self.tokenizer is not None:
             try:
                 decoded = self.tokenizer.decode([token], skip_special_tokens=False)
             except Exception:  # an id that is no id of this tokenizer
                 decoded = ""
-            text = printable(decoded).replace("\n", "↵\n") if decoded else f"[{token}]"
+            text = decoded.replace("\n", "↵\n") if decoded else f"[{token}]"
         return Token(text, shade, f"{token}: {logprob:.3f}")
 
 
@@ -290,22 +299,26 @@ def pieces(text: str) -> Iterator[Piece]:
     for found in _FENCE.finditer(text):
         before = text[end : found.start()].strip("\n")
         if before.strip():
-            yield Piece(printable(before))
-        yield Piece(printable(found[2].rstrip("\n")), True, found[1])
+            yield Piece(before)
+        yield Piece(found[2].rstrip("\n"), True, found[1])
         end = found.end()
     rest = text[end:].strip("\n")
     if rest.strip() or end == 0:
-        yield Piece(printable(rest))
+        yield Piece(rest)
 
 
 def printable(text: str) -> str:
-    """Text that every HTML file can hold: control characters as their pictures, lone surrogates replaced."""
+    """Text that any HTML file can hold: control characters as their pictures, lone surrogates replaced."""
     return text.translate(_UNSEEN)
+
+
+def plural(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _call(call: ToolCall) -> str:
     arguments = json.dumps(dict(call.arguments), ensure_ascii=False)
-    return printable(f"{call.name}({arguments})")[:1000]
+    return f"{call.name}({arguments})"[:1000]
 
 
 def _question(episode: Episode) -> str:
@@ -332,6 +345,6 @@ def _cost(view: EpisodeView) -> int:
     tokens = [token for turn in view.turns for token in turn.tokens]
     parts = [piece.text for bubble in bubbles for piece in bubble.pieces]
     calls = [call for bubble in bubbles for call in bubble.calls]
-    size = sum(len(str(escape(text)).encode()) for text in (*texts, *parts, *calls, *(t.text for t in tokens)))
+    size = sum(len(str(escape(printable(text))).encode()) for text in (*texts, *parts, *calls, *(t.text for t in tokens)))
     pieces_count = sum(len(bubble.pieces) for bubble in bubbles)
     return size + 45 * len(tokens) + 80 * pieces_count + 300 * len(view.turns) + 150 * len(bubbles) + 700

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+LARGEST = 1e100
+"""Metrics beyond this have blown up: they are counted as not finite."""
 SCAN_BYTES = 64 * 2**20
 """How much of one episode file is looked at in search of examples."""
 
@@ -95,13 +97,13 @@ def read_curves(run: Path) -> list[Curve]:
     found: dict[tuple[str, str], dict[float, float]] = {}
     for data in _lines(run / "metrics.jsonl"):
         step = number(data.get("step"))
-        if step is None:
+        if step is None or abs(step) > LARGEST:
             continue
         stage = str(data.get("stage", ""))
         for key, value in data.items():
             if key not in ("stage", "step") and isinstance(value, int | float):
                 finite = number(value)
-                found.setdefault((stage, key), {})[step] = math.nan if finite is None else finite
+                found.setdefault((stage, key), {})[step] = math.nan if finite is None or abs(finite) > LARGEST else finite
     curves = []
     for (stage, key), points in found.items():
         steps = sorted(points)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from statistics import fmean
 from typing import Literal
 
 from gymrl.rl.report.files import Curve
@@ -60,6 +61,10 @@ _KNOWN = {
     "mismatch_max": Metric("Mismatch, largest", "|engine - learner| of a token", "nats", _ENGINE),
     "importance_truncated": Metric("Importance weight at its cap", "share of tokens", "share", _ENGINE),
     "time/step": Metric("Whole step", "wall-clock", "s", _TIME, True),
+    "time/rollout": Metric("Rollout", "wall-clock", "s", _TIME),
+    "time/generate": Metric("Generate", "wall-clock", "s", _TIME),
+    "time/learn": Metric("Learn", "wall-clock", "s", _TIME),
+    "time/sync": Metric("Weight sync", "wall-clock", "s", _TIME),
     "time/environment": Metric("Environment", "summed over episodes that run at once", "s", _TIME),
 }
 _ORDER = {key: place for place, key in enumerate(_KNOWN)}
@@ -119,17 +124,12 @@ def thin(curve: Curve, most: int) -> Points:
         finite = [value for value in part if not math.isnan(value)]
         steps = curve.steps[start : start + stride]
         if finite:
-            columns.append((steps[0], steps[-1], mean(finite), min(finite), max(finite)))
+            columns.append((steps[0], steps[-1], fmean(finite), min(finite), max(finite)))
         else:
             columns.append((steps[0], steps[-1], math.nan, math.nan, math.nan))
     first, last, middle, low, high = (list(column) for column in zip(*columns, strict=True))
     lost = sum(math.isnan(value) for value in curve.values)
     return Points(first, last, middle, low, high, stride, lost)
-
-
-def mean(values: Sequence[float]) -> float:
-    """The mean, which does not overflow for large finite values."""
-    return sum(value / len(values) for value in values)
 
 
 def smooth(values: Sequence[float], weight: float) -> list[float]:
@@ -173,14 +173,14 @@ def time_shares(curves: Sequence[Curve], most: int) -> Shares | None:
     for step in sorted(set().union(*table)):
         parts = [max(0.0, _finite(column.get(step))) for column in table]
         rest = max(0.0, _finite(total.get(step)) - sum(parts))
-        if math.isfinite(sum(parts) + rest) and sum(parts) + rest > 0:
+        if sum(parts) + rest > 0:
             rows.append((step, [*parts, rest]))
     if len(rows) < 2:
         return None
     stride = max(1, -(-len(rows) // most))
     chunks = [[row for _, row in chunk] for _, chunk in groupby(enumerate(rows), lambda pair: pair[0] // stride)]
     names = [*names, "rest"]
-    seconds = [[mean([row[1][p] for row in chunk]) for chunk in chunks] for p in range(len(names))]
+    seconds = [[fmean([row[1][p] for row in chunk]) for chunk in chunks] for p in range(len(names))]
     if max(seconds[-1]) == 0:
         names, seconds = names[:-1], seconds[:-1]
     return Shares([chunk[0][0] for chunk in chunks], [chunk[-1][0] for chunk in chunks], names, seconds)

@@ -7,9 +7,10 @@ import hashlib
 import json
 import shlex
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from gymrl.rl.report import charts, episodes
@@ -55,7 +56,7 @@ def write_report(run: Path) -> Path:
         raise FileNotFoundError(f"there is no run folder {run}: give the folder that `gymrl train` wrote")
     page = render(run)
     draft = run / "report.html.part"
-    draft.write_text(page, encoding="utf-8", errors="replace", newline="\n")
+    draft.write_text(page, encoding="utf-8", newline="\n")
     return draft.replace(run / "report.html")
 
 
@@ -64,13 +65,10 @@ def render(run: Path) -> str:
     summary = read_summary(run)
     stages, left_out = charts.draw_stages(read_curves(run))
     drawings = [chart for stage in stages for group in stage.groups for chart in group.charts]
-    recipe = episodes.printable(read_text(run / "recipe.toml", MOST_RECIPE))
+    recipe = read_text(run / "recipe.toml", MOST_RECIPE)
     script = (HERE / "report.js").read_text(encoding="utf-8")
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    page = environment.get_template("report.jinja").render(
+    box = {name: getattr(charts, name.upper()) for name in ("width", "height", "left", "right", "top", "bottom")}
+    page = _template().render(
         name=summary.recipe or run.resolve().name,
         summary=summary,
         status=summary.status or "unknown",
@@ -79,9 +77,9 @@ def render(run: Path) -> str:
         rows=[_row(stage) for stage in summary.stages],
         stages=stages,
         left_out=left_out,
-        box=charts,
+        box=box,
         smoothing=SMOOTHING,
-        causes=[("Invalid episodes", _causes(summary.invalid)), ("Void turns", _causes(summary.void))],
+        causes=[("Invalid", _causes(summary.invalid)), ("Void", _causes(summary.void))],
         shelves=episodes.choose_shelves(run),
         kinds=episodes.KINDS,
         recipe=recipe,
@@ -91,9 +89,18 @@ def render(run: Path) -> str:
         script=Markup(script),
         # Only this one script may run, whatever an episode's text tries, and nothing may be loaded.
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        data=_embed({chart.id: chart.data for chart in drawings}),
+        data=_embed({"box": box, "charts": {chart.id: chart.data for chart in drawings}}),
     )
     return episodes.printable(page)
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template("report.jinja")
 
 
 def verdict(stages: tuple[Stage, ...]) -> str:
@@ -145,7 +152,7 @@ def _row(stage: Stage) -> Row:
 
 def _causes(counts: dict[str, int]) -> list[Cause]:
     """Bars for the most frequent causes, the others as one."""
-    items = [(episodes.printable(name)[:200], value) for name, value in counts.items() if value > 0]
+    items = [(name[:200], value) for name, value in counts.items() if value > 0]
     if len(items) > MOST_CAUSES:
         rest = sum(value for _, value in items[MOST_CAUSES:])
         items = [*items[:MOST_CAUSES], (f"{len(items) - MOST_CAUSES} other causes", rest)]

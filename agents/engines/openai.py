@@ -1,0 +1,315 @@
+"""An agent that plays through an OpenAI-compatible server of chat completions.
+
+It is an agent and no engine: such servers take and give text, so its turns hold no token ids. Good for evaluation,
+not for training.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urldefrag
+
+import httpx
+
+from gymrl.agents.engines.base import EngineFault, Sampling
+from gymrl.agents.parsers import parse_action
+from gymrl.agents.players import ContextFull, Generator, Job, Said
+from gymrl.agents.records import Stop
+from gymrl.envs.records import Action, Message, Observation, Tool, ToolCall, stable_hash
+from gymrl.envs.workers import EnvHandle
+
+KEY = "OPENAI_API_KEY"
+TRIES = 6
+GIVE_UPS = 3
+"""After so many requests in a row that were given up, the server counts as gone and nobody waits for it again."""
+
+
+def split_url(url: str) -> tuple[str, str]:
+    """The API's base URL (ends in /v1 unless another path was given) and the model behind `#` ('' without)."""
+    base, model = urldefrag(url)
+    base = base.rstrip("/")
+    try:
+        parsed = httpx.URL(base)
+    except httpx.InvalidURL as error:
+        raise EngineFault(f"{url!r} is no URL ({error}): write http://HOST:PORT/v1#MODEL") from None
+    if not parsed.host:
+        raise EngineFault(f"{url!r} names no host: write http://HOST:PORT/v1#MODEL")
+    return (base if parsed.path.strip("/") else f"{base}/v1"), model
+
+
+def headers() -> dict[str, str]:
+    """The key from the environment, if there is one."""
+    key = os.environ.get(KEY, "").strip()
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def served_models(base: str, timeout: float = 10.0) -> list[dict[str, Any]]:
+    """What the server lists under /models. Blocks. Raises EngineFault if it cannot be asked or has nothing."""
+    try:
+        response = httpx.get(f"{base}/models", headers=headers(), timeout=timeout)
+    except httpx.HTTPError as error:
+        raise EngineFault(
+            f"no server answers at {base} ({_cause(error)}): check the address and that it is running"
+        ) from error
+    if response.status_code in (401, 403):
+        raise EngineFault(_refused(base))
+    try:
+        response.raise_for_status()
+        models = [entry for entry in response.json()["data"] if isinstance(entry["id"], str)]
+    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+        raise EngineFault(
+            f"{base}/models gives no list of models (HTTP {response.status_code}): name the model as {base}#MODEL"
+        ) from error
+    if not models:
+        raise EngineFault(f"{base} serves no model: name one as {base}#MODEL")
+    return models
+
+
+class ChatAgent:
+    """Plays through `URL[#model]`. Without a model it takes the first that the server lists.
+
+    Overloaded and broken answers (429, 5xx, no connection, no JSON) are tried again after 0.5, 1, 2, ... s, or as
+    long as the server's Retry-After says; then EngineFault, which makes the episode invalid.
+    """
+
+    def __init__(self, url: str, sampling: Sampling, timeout: float = 300.0, patience: float = 0.5) -> None:
+        """`timeout` (s) is for one answer, `patience` (s) the first pause before trying again. Blocks while it asks
+        for the model. Raises EngineFault."""
+        self.base, model = split_url(url)
+        self.model = model or str(served_models(self.base)[0]["id"])
+        self.name = f"{self.base}#{self.model}"
+        self.sampling, self.timeout, self.patience = sampling, timeout, patience
+        self.tokens = 0
+        """How many tokens the server says it sampled."""
+        self._limit_field, self._seeds = "max_tokens", True
+        self._given_up, self._gone = 0, ""
+        self._clients: dict[asyncio.AbstractEventLoop, httpx.AsyncClient] = {}
+
+    def player(self, job: Job, generator: Generator | None) -> ChatPlayer:
+        return ChatPlayer(self, job)
+
+    async def close(self) -> None:
+        client = self._clients.pop(asyncio.get_running_loop(), None)
+        if client is not None:
+            await client.aclose()
+
+    async def complete(
+        self, messages: list[dict[str, Any]], tools: Sequence[Tool], seed: int, greedy: bool
+    ) -> dict[str, Any]:
+        """One choice, as the server gave it. Raises ContextFull and EngineFault."""
+        sampling = self.sampling
+        body: dict[str, Any] = {
+            "model": self.model, "messages": messages, "temperature": 0.0 if greedy else sampling.temperature,
+        }  # fmt: skip
+        if sampling.top_p < 1.0:
+            body["top_p"] = sampling.top_p
+        if sampling.top_k > 0:
+            body["top_k"] = sampling.top_k
+        if tools:
+            body["tools"] = [tool.schema() for tool in tools]
+        trouble = ""
+        for attempt in range(TRIES):
+            if self._gone:
+                raise EngineFault(self._gone)
+            body.pop("seed", None)
+            if self._seeds:
+                body["seed"] = seed
+            body.pop("max_tokens", None)
+            body[self._limit_field] = sampling.max_tokens
+            wait = self.patience * 2**attempt
+            try:
+                response = await self._client().post(f"{self.base}/chat/completions", json=body)
+                status = response.status_code
+                if status == 200:
+                    choice = self._choice(response)
+                    self._given_up = 0
+                    return choice
+                if status not in (408, 409, 429) and status < 500 and self._adapts(response):
+                    continue
+                trouble = f"HTTP {status}: {_message(response)}"
+                wait = _retry_after(response, wait)
+            except httpx.HTTPError as error:
+                trouble = _cause(error)
+            except (ValueError, KeyError, TypeError, IndexError) as error:
+                trouble = f"its answer is no chat completion: {error!r}"
+            if attempt + 1 < TRIES:
+                await asyncio.sleep(wait)
+        fault = (
+            f"{self.base} gave no answer in {TRIES} tries ({trouble[:200]}): check that the server is running, "
+            "or ask less of it at once with a lower concurrency"
+        )
+        self._given_up += 1
+        if self._given_up >= GIVE_UPS:
+            self._gone = fault
+        raise EngineFault(fault)
+
+    def _client(self) -> httpx.AsyncClient:
+        loop = asyncio.get_running_loop()
+        if loop not in self._clients:
+            limits = httpx.Limits(max_connections=None, max_keepalive_connections=128)
+            self._clients[loop] = httpx.AsyncClient(headers=headers(), timeout=self.timeout, limits=limits)
+        return self._clients[loop]
+
+    def _choice(self, response: httpx.Response) -> dict[str, Any]:
+        data = response.json()
+        choice: dict[str, Any] = data["choices"][0]
+        if not isinstance(choice["message"], dict):
+            raise TypeError("message is no object")
+        usage = data.get("usage") or {}
+        self.tokens += int(usage.get("completion_tokens") or 0)
+        return choice
+
+    def _adapts(self, response: httpx.Response) -> bool:
+        """Change how the server is asked, if that is what it wants. Raises what no other way of asking can mend."""
+        status, said = response.status_code, _message(response)
+        lower = said.lower()
+        if status in (401, 403):
+            raise EngineFault(_refused(self.base))
+        if status == 404:
+            raise EngineFault(
+                f"{self.base} has no model {self.model!r} ({said[:200]}): name one it has as {self.base}#MODEL"
+            )
+        if (
+            "context length" in lower
+            or "context_length" in lower
+            or "maximum context" in lower
+            or status == 413
+        ):
+            raise ContextFull(f"the server says: {said[:200]}")
+        if "max_completion_tokens" in lower and self._limit_field == "max_tokens":
+            self._limit_field = "max_completion_tokens"
+            return True
+        if "seed" in lower and self._seeds:
+            self._seeds = False
+            return True
+        raise EngineFault(
+            f"{self.base} refused the request (HTTP {status}: {said[:200]}): adjust the sampling or the model"
+        )
+
+
+class ChatPlayer:
+    """One episode with a chat server."""
+
+    def __init__(self, agent: ChatAgent, job: Job) -> None:
+        self.agent, self.job = agent, job
+        self.messages: list[dict[str, Any]] = []
+        self.tools: tuple[Tool, ...] = ()
+        self.turn = 0
+        self._open: list[tuple[str, str]] = []
+        """Tool calls (name, id) that have had no result yet."""
+
+    async def act(self, observation: Observation, env: EnvHandle) -> Said:
+        began = time.perf_counter()
+        self.tools = observation.tools or self.tools
+        self._observe(observation.messages)
+        seed = stable_hash(self.job.seed, self.turn) % 2**31
+        self.turn += 1
+        choice = await self.agent.complete(self.messages, self.tools, seed, self.job.greedy)
+        message = choice["message"]
+        text = _clean(message.get("content") or message.get("refusal") or "")
+        calls, broken = read_tool_calls(message.get("tool_calls") or [], len(self.messages))
+        reply: dict[str, Any] = {"role": "assistant", "content": text}
+        if calls:
+            reply["tool_calls"] = [_call_json(call) for call in calls]
+            self._open = [(call.name, call.id) for call in calls]
+        self.messages.append(reply)
+        action = parse_action(text)
+        action = Action(action.text, (*calls, *action.tool_calls) if calls else action.tool_calls)
+        stop: Stop = "length" if choice.get("finish_reason") == "length" else "stop"
+        return Said(
+            action, "\n".join(filter(None, [text, *broken])), stop=stop, seconds=time.perf_counter() - began
+        )
+
+    def _observe(self, messages: Sequence[Message]) -> None:
+        """Append messages; every tool call is answered before anyone else speaks, as the protocol wants it."""
+        later: list[dict[str, Any]] = []
+        for message in messages:
+            found = None
+            if message.role == "tool":
+                found = next((c for c in self._open if message.name in (None, c[0])), None)
+            if found is None:
+                role = "user" if message.role == "tool" else message.role
+                later.append({"role": role, "content": _content(message)})
+            else:
+                self._open.remove(found)
+                self.messages.append({"role": "tool", "tool_call_id": found[1], "content": message.text})
+        for _, call_id in self._open:
+            self.messages.append(
+                {"role": "tool", "tool_call_id": call_id, "content": "(see the next message)"}
+            )
+        self._open = []
+        self.messages.extend(later)
+
+
+def read_tool_calls(entries: Any, turn: int) -> tuple[tuple[ToolCall, ...], list[str]]:
+    """The complete calls of a chat completion, and the text of those that are not (no name, no JSON object)."""
+    calls: list[ToolCall] = []
+    broken: list[str] = []
+    for entry in entries if isinstance(entries, list) else []:
+        function = entry.get("function") if isinstance(entry, dict) else None
+        name = function.get("name") if isinstance(function, dict) else None
+        given = function.get("arguments") if isinstance(function, dict) else None
+        try:
+            arguments = json.loads(given or "{}") if not isinstance(given, dict) else given
+        except (TypeError, ValueError):
+            arguments = None
+        if isinstance(name, str) and name and isinstance(arguments, dict):
+            calls.append(ToolCall(name, arguments, str(entry.get("id") or f"call_{turn}_{len(calls)}")))
+        else:
+            broken.append(_clean(f"{name or '?'}({given})"))
+    return tuple(calls), broken
+
+
+def _call_json(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": json.dumps(dict(call.arguments))}
+    return {"id": call.id, "type": "function", "function": function}
+
+
+def _content(message: Message) -> Any:
+    if not message.images:
+        return message.text
+    parts: list[dict[str, Any]] = [{"type": "text", "text": message.text}]
+    for image in message.images:
+        kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
+        url = f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+        parts.append({"type": "image_url", "image_url": {"url": url}})
+    return parts
+
+
+def _clean(text: Any) -> str:
+    """Text of the server without halves of surrogate pairs, which no file takes; content in parts is joined."""
+    if isinstance(text, list):
+        text = "".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
+    return str(text).encode(errors="replace").decode()
+
+
+def _message(response: httpx.Response) -> str:
+    """The server's own words, in one line."""
+    try:
+        data = response.json()
+        error = data.get("error", data.get("detail", data))
+        text = error.get("message", error) if isinstance(error, dict) else error
+    except (ValueError, AttributeError):
+        text = response.text
+    return " ".join(str(text).split()) or response.reason_phrase
+
+
+def _retry_after(response: httpx.Response, wait: float) -> float:
+    try:
+        return min(60.0, max(wait, float(response.headers.get("retry-after", ""))))
+    except ValueError:
+        return wait
+
+
+def _refused(base: str) -> str:
+    return f"{base} refused the key: set {KEY} to one that it takes"
+
+
+def _cause(error: Exception) -> str:
+    return str(error) or type(error).__name__
