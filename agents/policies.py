@@ -81,7 +81,7 @@ def model_source(name: str) -> str:
         return str(_checkpoint(name, folder))
     if folder.exists():
         raise UnknownPolicy(
-            f"the policy {name!r} is a file: give the folder that it lies in, a checkpoint with config.json"
+            f"the policy {name!r} is a file: give a checkpoint's folder, which holds a config.json"
         )
     if HUB_NAME.fullmatch(name) and not folder.parent.is_dir():
         return name
@@ -156,6 +156,8 @@ def load_tokenizer(source: str) -> tuple[PreTrainedTokenizerBase, Any, tuple[int
         ) from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
+        if not tokenizer.encode("a", add_special_tokens=False):  # made up of nothing, as no file was found
+            raise ValueError("it knows no word")
     except Exception as error:
         raise EngineFault(
             f"the tokenizer of {source!r} cannot be loaded ({_first_line(error)}): put tokenizer.json and "

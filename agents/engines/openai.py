@@ -130,7 +130,7 @@ class ChatAgent:
                     choice = self._choice(response)
                     self._given_up = 0
                     return choice
-                if status not in (408, 409, 429) and status < 500 and self._adapts(response):
+                if status not in (408, 409, 429) and status < 500 and self._adapts(response, body):
                     continue
                 trouble = f"HTTP {status}: {_message(response)}"
                 wait = _retry_after(response, wait)
@@ -165,7 +165,7 @@ class ChatAgent:
         self.tokens += int(usage.get("completion_tokens") or 0)
         return choice
 
-    def _adapts(self, response: httpx.Response) -> bool:
+    def _adapts(self, response: httpx.Response, body: dict[str, Any]) -> bool:
         """Change how the server is asked, if that is what it wants. Raises what no other way of asking can mend."""
         status, said = response.status_code, _message(response)
         lower = said.lower()
@@ -182,10 +182,10 @@ class ChatAgent:
             or status == 413
         ):
             raise ContextFull(f"the server says: {said[:200]}")
-        if "max_completion_tokens" in lower and self._limit_field == "max_tokens":
+        if "max_completion_tokens" in lower and "max_tokens" in body:
             self._limit_field = "max_completion_tokens"
             return True
-        if "seed" in lower and self._seeds:
+        if "seed" in lower and "seed" in body:
             self._seeds = False
             return True
         raise EngineFault(
