@@ -198,7 +198,9 @@ def draw_shares(chart_id: str, shares: Shares) -> Chart:
         above = [b + p for b, p in zip(below, part, strict=True)]
         tone = 7 if name == "rest" else tone
         areas.append(Area(name, _band(middle, below, above, x, y), tone, show(part[-1], "share")))
-        data.append({"name": name, "share": [compact(v) for v in part], "seconds": [compact(v) for v in seconds]})
+        data.append(
+            {"name": name, "share": [compact(v) for v in part], "seconds": [compact(v) for v in seconds]}
+        )
         below = above
     label = ", ".join(f"{area.name} {area.now}" for area in areas)
     return Chart(
@@ -235,7 +237,9 @@ def y_scale(values: Sequence[float], metric: Metric) -> Scale:
     if metric.unit == "share" and metric.group == GROUPS[0]:
         return Scale(0.0, 1.0, BOTTOM, TOP)
     if low > 0 and high > 100 * middle:
-        return Scale(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high)), BOTTOM, TOP, log=True)
+        return Scale(
+            10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high)), BOTTOM, TOP, log=True
+        )
     if 0 <= low <= high / 2:
         low = 0.0
     if high - low <= 1e-9 * max(abs(low), abs(high)):  # nothing that an axis could tell apart

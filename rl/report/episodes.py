@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from markupsafe import escape
 from tokenizers import Tokenizer
@@ -226,7 +226,11 @@ class Viewer:
         if skipped:
             turns = turns[: MOST_TURNS // 2] + turns[-MOST_TURNS // 2 :]
         task = episode.task
-        facts = [f"sample {episode.sample}", plural(len(episode.turns), "turn"), plural(episode.tokens, "token")]
+        facts = [
+            f"sample {episode.sample}",
+            plural(len(episode.turns), "turn"),
+            plural(episode.tokens, "token"),
+        ]
         facts += [f"played by {str(episode.policy)[:80]}"] if episode.policy else []
         ending = episode.ending + (f": {episode.reason}" if episode.reason else "")
         name = task.env.removeprefix("gymrl/")
@@ -249,7 +253,7 @@ class Viewer:
             least, most = min(turn.versions), max(turn.versions)
             facts.append(f"policy version {least}" + (f" to {most}" if most > least else ""))
         facts.append(f"stop: {str(turn.stop)[:40]}")
-        facts += [f"{str(name)[:40]} {float(s):.3g} s" for name, s in list(turn.timings.items())[:4]]
+        facts += [f"{str(name)[:40]} {float(s):.3g}\u00a0s" for name, s in list(turn.timings.items())[:4]]
         shown = list(zip(turn.completion_ids, turn.logprobs, strict=True))[:MOST_TOKENS]
         return TurnView(
             number,
@@ -345,6 +349,9 @@ def _cost(view: EpisodeView) -> int:
     tokens = [token for turn in view.turns for token in turn.tokens]
     parts = [piece.text for bubble in bubbles for piece in bubble.pieces]
     calls = [call for bubble in bubbles for call in bubble.calls]
-    size = sum(len(str(escape(printable(text))).encode()) for text in (*texts, *parts, *calls, *(t.text for t in tokens)))
+    size = sum(
+        len(str(escape(printable(text))).encode())
+        for text in (*texts, *parts, *calls, *(t.text for t in tokens))
+    )
     pieces_count = sum(len(bubble.pieces) for bubble in bubbles)
     return size + 45 * len(tokens) + 80 * pieces_count + 300 * len(view.turns) + 150 * len(bubbles) + 700

@@ -103,7 +103,9 @@ def read_curves(run: Path) -> list[Curve]:
         for key, value in data.items():
             if key not in ("stage", "step") and isinstance(value, int | float):
                 finite = number(value)
-                found.setdefault((stage, key), {})[step] = math.nan if finite is None or abs(finite) > LARGEST else finite
+                found.setdefault((stage, key), {})[step] = (
+                    math.nan if finite is None or abs(finite) > LARGEST else finite
+                )
     curves = []
     for (stage, key), points in found.items():
         steps = sorted(points)

@@ -133,13 +133,23 @@ def thin(curve: Curve, most: int) -> Points:
 
 
 def smooth(values: Sequence[float], weight: float) -> list[float]:
-    """The exponential moving average without the pull of its start; NaN stays NaN and is not averaged."""
+    """Each value averaged with its neighbours on both sides, those n away counting weight**n, so that a trend is not
+    shown late. NaN stays NaN and is not averaged."""
+    before = _decayed(values, weight)
+    after = reversed(_decayed(list(reversed(values)), weight))
+    return [
+        math.nan if math.isnan(value) else (a + b - value) / (m + n - 1)
+        for value, (a, m), (b, n) in zip(values, before, after, strict=True)
+    ]
+
+
+def _decayed(values: Sequence[float], weight: float) -> list[tuple[float, float]]:
+    """At every place the decaying sum of the values so far, and of their weights."""
     found, total, share = [], 0.0, 0.0
     for value in values:
         if not math.isnan(value):
-            total = weight * total + (1 - weight) * value
-            share = weight * share + (1 - weight)
-        found.append(math.nan if math.isnan(value) else total / share)
+            total, share = weight * total + value, weight * share + 1
+        found.append((total, share))
     return found
 
 
@@ -178,7 +188,9 @@ def time_shares(curves: Sequence[Curve], most: int) -> Shares | None:
     if len(rows) < 2:
         return None
     stride = max(1, -(-len(rows) // most))
-    chunks = [[row for _, row in chunk] for _, chunk in groupby(enumerate(rows), lambda pair: pair[0] // stride)]
+    chunks = [
+        [row for _, row in chunk] for _, chunk in groupby(enumerate(rows), lambda pair: pair[0] // stride)
+    ]
     names = [*names, "rest"]
     seconds = [[fmean([row[1][p] for row in chunk]) for chunk in chunks] for p in range(len(names))]
     if max(seconds[-1]) == 0:

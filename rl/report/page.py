@@ -67,7 +67,9 @@ def render(run: Path) -> str:
     drawings = [chart for stage in stages for group in stage.groups for chart in group.charts]
     recipe = read_text(run / "recipe.toml", MOST_RECIPE)
     script = (HERE / "report.js").read_text(encoding="utf-8")
-    box = {name: getattr(charts, name.upper()) for name in ("width", "height", "left", "right", "top", "bottom")}
+    box = {
+        name: getattr(charts, name.upper()) for name in ("width", "height", "left", "right", "top", "bottom")
+    }
     page = _template().render(
         name=summary.recipe or run.resolve().name,
         summary=summary,
@@ -82,7 +84,7 @@ def render(run: Path) -> str:
         causes=[("Invalid", _causes(summary.invalid)), ("Void", _causes(summary.void))],
         shelves=episodes.choose_shelves(run),
         kinds=episodes.KINDS,
-        recipe=recipe,
+        recipe=[f"{part}\n\n" for part in recipe.strip().split("\n\n")] if recipe.strip() else [],
         recipe_cut=len(recipe) == MOST_RECIPE,
         commands=commands(run),
         style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
@@ -118,8 +120,11 @@ def commands(run: Path) -> list[tuple[str, str]]:
     if run.is_absolute() and run.is_relative_to(Path.cwd()):
         folder = run.relative_to(Path.cwd())
     return [
-        ("Run the same recipe again, in a new folder", f"gymrl train {shlex.quote(str(folder / 'recipe.toml'))}"),
-        ("Go on with this run", f"gymrl train --resume {shlex.quote(str(folder))}"),
+        (
+            "Run the same recipe again, in a new folder",
+            f"gymrl train {shlex.quote(str(folder / 'recipe.toml'))}",
+        ),
+        ("Go on with this run where it stopped", f"gymrl train --resume {shlex.quote(str(folder))}"),
     ]
 
 
@@ -166,5 +171,3 @@ def _embed(data: object) -> Markup:
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return Markup(text)
-
-

@@ -19,14 +19,17 @@
     value === null || value === undefined ? "not finite"
       : unit === "share" ? three(100 * value) + " %" : count(value) + (unit === "s" ? " s" : "");
 
-  const smooth = (values, weight) => {
+  const decayed = (values, weight) => {
     let total = 0, share = 0;
     return values.map((value) => {
-      if (value === null) return null;
-      total = weight * total + (1 - weight) * value;
-      share = weight * share + (1 - weight);
-      return total / share;
+      if (value !== null) [total, share] = [weight * total + value, weight * share + 1];
+      return [total, share];
     });
+  };
+  const smooth = (values, weight) => {
+    const before = decayed(values, weight), after = decayed([...values].reverse(), weight).reverse();
+    return values.map((value, i) =>
+      value === null ? null : (before[i][0] + after[i][0] - value) / (before[i][1] + after[i][1] - 1));
   };
   const within = (share) => Math.min(1, Math.max(0, share));
   const atX = (data, i) => {
