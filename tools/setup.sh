@@ -29,11 +29,12 @@ stamped() { [ "$(cat "$VENV/.stamp-$1" 2>/dev/null)" = "$(fingerprint "$1")" ]; 
 
 stamp() { fingerprint "$1" > "$VENV/.stamp-$1"; }
 
-# pip_install MEND ARGUMENTS...: quietly; where it fails, what pip said and the mend.
+# pip_install MEND ARGUMENTS...: quietly, without compiling modules that nobody may import; where it fails, what pip said
+# and the mend.
 pip_install() {
     local mend=$1
     shift
-    if ! "$VENV/bin/python" -m pip install --quiet "$@" >> "$LOG" 2>&1; then
+    if ! "$VENV/bin/python" -m pip install --quiet --no-compile "$@" >> "$LOG" 2>&1; then
         grep -v '^WARNING' "$LOG" | tail -n 15 >&2 || true
         fail "$mend (all of pip's words: $LOG)"
     fi
