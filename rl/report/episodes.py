@@ -6,6 +6,7 @@ import base64
 import json
 import math
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -30,12 +31,13 @@ MOST_TEXT = 6000
 """Characters of one message."""
 MOST_TOKENS = 300
 """Tokens of one turn that can be shown."""
+MOST_EPISODE_TOKENS = 1000
 MOST_PASSED_OVER = 200
 """Episodes of one file that could not be shown, before the search in it ends."""
 WRONG_FIELD = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
 """What reading an episode raises where a field has the wrong type."""
-LEAST_LIKELY = (0.99, 0.95, 0.9, 0.75, 0.5, 0.25, 0.1, 0.03, 0.01)
-"""Probabilities between the ten shades of a token."""
+SURPRISES = [-math.log(p) for p in (0.99, 0.95, 0.9, 0.75, 0.5, 0.25, 0.1, 0.03, 0.01)]
+"""Bounds between the ten shades of a token: its negative logprob, in nats."""
 
 _FENCE = re.compile(r"```[ \t]*([\w+-]*)[ \t]*\n(.*?)```", re.DOTALL)
 _UNSEEN = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
@@ -197,11 +199,12 @@ def load_tokenizer(path: Path) -> Tokenizer | None:
 
 
 class Viewer:
-    """Turns episodes into views and keeps count of what the images take."""
+    """Turns episodes into views and keeps count of what images and tokens may still take."""
 
     def __init__(self, tokenizer: Tokenizer | None) -> None:
         self.tokenizer = tokenizer
         self.image_room = IMAGE_BUDGET
+        self.token_room = 0
 
     def view(self, episode: Episode, allowance: int) -> tuple[EpisodeView | None, int]:
         """The episode and about how many bytes it takes; without its tokens, or None, where it takes too many."""
@@ -221,6 +224,7 @@ class Viewer:
         return view, cost
 
     def _view(self, episode: Episode) -> EpisodeView:
+        self.token_room = MOST_EPISODE_TOKENS
         turns = [(number, turn) for number, turn in enumerate(episode.turns, 1)]
         skipped = max(0, len(turns) - MOST_TURNS)
         if skipped:
@@ -254,7 +258,10 @@ class Viewer:
             facts.append(f"policy version {least}" + (f" to {most}" if most > least else ""))
         facts.append(f"stop: {str(turn.stop)[:40]}")
         facts += [f"{str(name)[:40]} {float(s):.3g}\u00a0s" for name, s in list(turn.timings.items())[:4]]
-        shown = list(zip(turn.completion_ids, turn.logprobs, strict=True))[:MOST_TOKENS]
+        shown = list(zip(turn.completion_ids, turn.logprobs, strict=True))[
+            : min(MOST_TOKENS, self.token_room)
+        ]
+        self.token_room -= len(shown)
         return TurnView(
             number,
             [self._bubble(message) for message in turn.messages],
@@ -286,7 +293,7 @@ class Viewer:
         return Bubble(role[:60], list(pieces(text)), calls, images, note)
 
     def _token(self, token: int, logprob: float) -> Token:
-        shade = sum(math.exp(min(0.0, logprob)) < bound for bound in LEAST_LIKELY)
+        shade = bisect_left(SURPRISES, -logprob)
         text = str(token)
         if self.tokenizer is not None:
             try:
