@@ -1,0 +1,121 @@
+"""`gymrl eval`: how good a policy is on an environment."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gymrl.cli.values import parameters, progress
+
+if TYPE_CHECKING:
+    from gymrl.agents.evaluation import Evaluation
+
+POLICY = "oracle, random, null, a checkpoint folder, a hub name (OWNER/MODEL), or a server's URL (http://HOST:PORT#MODEL)."
+ENGINE = "What serves a checkpoint: transformers, vllm or vllm-server."
+
+
+def evaluate(
+    env: Annotated[str, typer.Option(metavar="ID", help="The environment's id.")],
+    policy: Annotated[str, typer.Option(metavar="P", help=POLICY)],
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="How many tasks.")] = 256,
+    first: Annotated[int, typer.Option(min=0, help="The first task's index.")] = 0,
+    samples: Annotated[int, typer.Option(min=1, help="Episodes a task.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="0 cuts nothing.")] = 0,
+    greedy: Annotated[bool, typer.Option("--greedy", help="The most likely token always.")] = False,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens a turn.")] = 256,
+    max_turns: Annotated[int | None, typer.Option(min=1, help="Cut episodes after so many turns.")] = None,
+    max_context: Annotated[int | None, typer.Option(min=1, help="Tokens an episode may have.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Episodes at once.")] = 64,
+    deadline: Annotated[float, typer.Option(help="Seconds an environment has for one answer.")] = 60.0,
+    engine: Annotated[str, typer.Option(help=ENGINE)] = "transformers",
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    param: Annotated[
+        list[str], typer.Option("--param", metavar="KEY=VALUE", help="A parameter of the environment.")
+    ] = [],  # noqa: B006
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Write every episode to FILE.jsonl or FILE.parquet.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Evaluate a policy on held-out tasks: success with its 95 % interval, and what went wrong."""
+    if out is not None and out.suffix not in (".jsonl", ".parquet"):
+        raise typer.BadParameter(f"{out} is neither FILE.jsonl nor FILE.parquet", param_hint="--out")
+    import asyncio
+
+    from gymrl.agents import evaluation as ev
+    from gymrl.agents.engines.base import Sampling
+    from gymrl.agents.policies import open_policy
+    from gymrl.agents.records import Episode
+    from gymrl.agents.rollout import RolloutSettings
+    from gymrl.envs.workers import EnvPool
+
+    settings = RolloutSettings(concurrency=concurrency, deadline=deadline, max_turns=max_turns)
+    pool = EnvPool(env, parameters(param))
+    tasks = [pool.task(split, index) for index in range(first, first + n)]
+    jobs = ev.evaluation_jobs(tasks, samples, seed, greedy or temperature == 0)
+    sampling = Sampling(temperature, top_p, top_k, max_tokens)
+    slots = min(concurrency, len(jobs))
+    opened = open_policy(
+        policy, engine=engine, sampling=sampling, max_context=max_context, slots=slots, dtype=dtype
+    )
+
+    async def play() -> tuple[ev.Evaluation, list[Episode]]:
+        try:
+            with progress(f"{policy} on {env}", len(jobs)) as watch:
+                return await ev.evaluate(opened.agent, pool, jobs, settings, watch)
+        finally:
+            await pool.aclose()
+            await opened.close()
+
+    result, episodes = asyncio.run(play())
+    if out is not None:
+        write_episodes(out, episodes)
+    tokens_per_second = sum(episode.tokens for episode in episodes) / max(result.seconds, 1e-9)
+    if as_json:
+        about = {"env": env, "params": pool.params, "split": split, "policy": opened.agent.name, "seed": seed}
+        typer.echo(json.dumps({**about, **asdict(result), "tokens_per_second": tokens_per_second}, indent=2))
+    else:
+        show(f"{opened.agent.name} on {env} ({split})", result, tokens_per_second)
+    if sum(result.invalid.values()) == result.episodes:
+        cause = next(iter(result.invalid))
+        typer.echo(f"gymrl: no episode was valid; the first cause is {cause}", err=True)
+        raise typer.Exit(1)
+
+
+def show(title: str, result: Evaluation, tokens_per_second: float) -> None:
+    """Print an evaluation as a table of two columns."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_header=False)
+    lines: dict[str, Any] = {
+        "success": f"{result.success:.3f}  (95 % interval {result.low:.3f} to {result.high:.3f})",
+        "episodes": result.episodes,
+        "reward": f"{result.reward:.3f}",
+        "turns": f"{result.turns:.2f}",
+        "tokens": f"{result.tokens:.1f}",
+        "void turns": f"{result.void_turns:.3f}",
+        "endings": ", ".join(f"{count} {ending}" for ending, count in sorted(result.endings.items())),
+        "seconds": f"{result.seconds:.1f}",
+        "tokens/s": f"{tokens_per_second:.0f}",
+    }
+    for cause, count in sorted(result.invalid.items()):
+        lines[f"invalid: {count}"] = cause
+    for name, value in lines.items():
+        table.add_row(name, str(value).replace("[", r"\["))
+    Console().print(table)
+
+
+def write_episodes(path: Path, episodes: Any) -> int:
+    """Write episodes in the form that the file's ending says; returns how many."""
+    from gymrl.agents.episodes import write_jsonl, write_parquet
+
+    return write_parquet(path, episodes) if path.suffix == ".parquet" else write_jsonl(path, episodes)

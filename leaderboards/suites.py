@@ -1,0 +1,138 @@
+"""Suites: what a leaderboard plays, as data. A suite's hash is over everything that defines its tasks and the play."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gymrl.agents.engines.base import Sampling
+from gymrl.envs.registry import entry
+
+FOLDER = Path(__file__).parent / "suites"
+FORMAT = 1
+
+
+class SuiteError(ValueError):
+    """A suite cannot be had or played; the text names the mend."""
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class IndexRange(Record):
+    """The tasks first, first + 1, ... of a split."""
+
+    first: int = Field(0, ge=0)
+    count: int = Field(ge=1)
+
+
+class SuiteSampling(Record):
+    """How a model's tokens are drawn."""
+
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: int = Field(256, ge=1)
+
+    def sampling(self) -> Sampling:
+        return Sampling(self.temperature, self.top_p, max_tokens=self.max_tokens)
+
+
+class Suite(Record):
+    """Tasks of one environment and how they are played. `turns` cuts an episode, `samples` are episodes a task."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    title: str
+    description: str = ""
+    env: str
+    env_version: str
+    params: dict[str, Any] = {}
+    split: str = "test"
+    indices: IndexRange | list[int]
+    turns: int = Field(ge=1)
+    samples: int = Field(1, ge=1)
+    seed: int = 0
+    sampling: SuiteSampling = SuiteSampling()
+    hash: str = ""
+
+    def task_indices(self) -> list[int]:
+        if isinstance(self.indices, IndexRange):
+            return list(range(self.indices.first, self.indices.first + self.indices.count))
+        return list(self.indices)
+
+    def content_hash(self) -> str:
+        """16 hexadecimal digits over everything but the names: two suites of one hash play the same."""
+        data = self.model_dump(mode="json", exclude={"name", "title", "description", "hash"})
+        data |= {"indices": self.task_indices(), "format": FORMAT}
+        text = json.dumps(data, sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def shipped() -> dict[str, Path]:
+    """The suites that come with the package, by name."""
+    return {path.stem: path for path in sorted(FOLDER.glob("*.toml"))}
+
+
+def read_suite(name: str | Path) -> Suite:
+    """The suite of that name or TOML file, its hash and environment not yet checked. Raises SuiteError."""
+    path = shipped().get(str(name)) or Path(name)
+    if not path.is_file():
+        near = difflib.get_close_matches(str(name), shipped(), 1, 0.4)
+        hint = (
+            f"did you mean {near[0]!r}?"
+            if near
+            else f"there are {', '.join(shipped())}, and TOML files by path."
+        )
+        raise SuiteError(f"unknown suite {str(name)!r}: {hint}")
+    try:
+        suite = Suite.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SuiteError(f"the suite {path} is no TOML file: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        near = difflib.get_close_matches(key, Suite.model_fields, 1, 0.6)
+        hint = f", did you mean {near[0]!r}" if first["type"] == "extra_forbidden" and near else ""
+        raise SuiteError(f"the suite {path} is wrong at {key!r}: {first['msg']}{hint}") from error
+    if len(set(suite.task_indices())) != len(suite.task_indices()) or not suite.task_indices():
+        raise SuiteError(f"the suite {path} names no task or one task twice: check its indices")
+    return suite
+
+
+def load_suite(name: str | Path) -> Suite:
+    """A suite that may be played: its hash is that of its content, and its environment is the version it names.
+
+    Raises SuiteError, UnknownEnvironment, and MissingExtra.
+    """
+    suite = read_suite(name)
+    if suite.hash != suite.content_hash():
+        raise SuiteError(
+            f"the suite {suite.name!r} was changed: its content has the hash {suite.content_hash()}, the file says "
+            f"{suite.hash!r}; restore it, or name it anew and run `gymrl leaderboard hash FILE --update`"
+        )
+    version = entry(suite.env).cls().version
+    if version != suite.env_version:
+        raise SuiteError(
+            f"the suite {suite.name!r} is for version {suite.env_version} of {suite.env}, and this is {version}: "
+            "results would not compare; take the gymrl that the suite was made for, or a newer suite"
+        )
+    return suite
+
+
+def update_hash(path: Path) -> str:
+    """Write the hash of its content into a suite's file; returns it. For those who make suites."""
+    digest = read_suite(path).content_hash()
+    text, found = re.subn(r'(?m)^hash = ".*"$', f'hash = "{digest}"', path.read_text(encoding="utf-8"))
+    if found != 1:
+        raise SuiteError(
+            f'{path} has no line of its own that reads hash = "": add one above the first [section]'
+        )
+    path.write_text(text, encoding="utf-8")
+    return digest

@@ -1,0 +1,95 @@
+"""Leaderboards to look at: for the terminal, as Markdown and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from rich.table import Table
+
+from gymrl.leaderboards.results import Result
+
+COLUMNS = (
+    "rank",
+    "policy",
+    "success",
+    "95 % interval",
+    "reward",
+    "turns",
+    "tokens",
+    "invalid",
+    "n",
+    "date",
+    "command",
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line. Policies whose success is equal share a rank. `tokens` is None where no token was counted."""
+
+    rank: int
+    policy: str
+    success: float
+    low: float
+    high: float
+    reward: float
+    turns: float
+    tokens: float | None
+    invalid: int
+    n: int
+    date: str
+    command: str
+
+    def cells(self) -> tuple[str, ...]:
+        tokens = "-" if self.tokens is None else f"{self.tokens:.0f}"
+        return (
+            str(self.rank), self.policy, f"{self.success:.3f}", f"{self.low:.3f} to {self.high:.3f}",
+            f"{self.reward:.3f}", f"{self.turns:.1f}", tokens, str(self.invalid), str(self.n), self.date[:10],
+            self.command,
+        )  # fmt: skip
+
+
+def rows(results: Sequence[Result]) -> list[Row]:
+    """Ranked by success, ties by name. A result without a valid episode comes last."""
+    ordered = sorted(results, key=lambda r: (not _valid(r), -r.summary.success, r.policy))
+    found: list[Row] = []
+    for place, result in enumerate(ordered, 1):
+        summary = result.summary
+        tied = bool(found) and found[-1].success == summary.success and _valid(result) > 0
+        found.append(
+            Row(
+                found[-1].rank if tied else place, result.policy, summary.success, summary.low, summary.high,
+                summary.reward, summary.turns, summary.tokens or None, sum(summary.invalid.values()), _valid(result),
+                result.date, result.command,
+            )
+        )  # fmt: skip
+    return found
+
+
+def _valid(result: Result) -> int:
+    return result.summary.episodes - sum(result.summary.invalid.values())
+
+
+def terminal(title: str, lines: Sequence[Row]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in COLUMNS:
+        right = column not in ("policy", "date", "command", "95 % interval")
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    for line in lines:
+        table.add_row(*(cell.replace("[", r"\[") for cell in line.cells()))
+    return table
+
+
+def markdown(lines: Sequence[Row]) -> str:
+    """A Markdown table; commands as code."""
+    text = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
+    for line in lines:
+        *cells, command = (cell.replace("|", r"\|") for cell in line.cells())
+        text.append(f"| {' | '.join([*cells, f'`{command}`'])} |")
+    return "\n".join(text)
+
+
+def plain(lines: Sequence[Row]) -> list[dict[str, object]]:
+    """The rows as JSON data."""
+    return [asdict(line) for line in lines]
