@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,13 @@ class RunFault(RuntimeError):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: the phase it is in, the steps done in it, and the checkpoint that holds them."""
+    """Where a run stands: the phase it is in, the steps done in it, the checkpoint that holds them, and the summary as
+    of then. Written as one file, so that the parts always belong together."""
 
     phase: int = 0
     step: int = 0
     checkpoint: str = ""
-    seconds: float = 0.0
+    summary: dict[str, Any] = field(default_factory=dict)
 
 
 class RunFolder:
@@ -144,12 +145,6 @@ class RunFolder:
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
-
-    def summary(self) -> dict[str, Any]:
-        try:
-            return json.loads((self.path / "summary.json").read_text())  # type: ignore[no-any-return]
-        except FileNotFoundError:
-            return {}
 
     def close(self) -> None:
         if self._metrics is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import platform
 import signal
@@ -31,6 +32,7 @@ from gymrl.rl.learner import Learner, LearnerSettings
 from gymrl.rl.memory import keep_freed_memory
 from gymrl.rl.policy import load_renderer, start_policy
 from gymrl.rl.recipes import Recipe, dump, load
+from gymrl.rl.report import write_report
 from gymrl.rl.trainers.online import online_step
 from gymrl.rl.trainers.sft import sft_step
 
@@ -76,10 +78,12 @@ class Run:
         self.stopping = False
         self.began = time.perf_counter()
         self.progress = folder.progress()
-        self.summary: dict[str, Any] = folder.summary() or {
+        self.summary: dict[str, Any] = copy.deepcopy(self.progress.summary) or {
             "recipe": recipe.name, "seed": recipe.seed, "versions": _versions(), "status": "running", "stages": [],
             "invalid": {}, "void": {}, "seconds": 0.0,
         }  # fmt: skip
+        self.earlier: float = self.summary["seconds"]
+        self.summary["status"] = "running"
         self.pool = EnvPool(recipe.env.id, recipe.env.params, recipe.env.workers)
         self.engine: Engine | None = None
         self.phases = ["evaluate base"]
@@ -233,7 +237,6 @@ class Run:
         self.summary["stages"].append({"name": stage, **asdict(result)})
         if stage != "base":
             self.folder.write_checkpoint(stage, self._save_policy, {})
-        self._write_summary()
 
     # -- helpers ---------------------------------------------------------------------------------------
 
@@ -256,19 +259,30 @@ class Run:
     def _checkpoint(self, stage: str, step: int) -> None:
         name = f"{stage}-step-{step:06d}"
         self.folder.write_checkpoint(name, self._save_policy, self.learner.state())
-        self._write_summary()
-        self._advance(Progress(self.progress.phase, step, name, self._seconds()))
+        self._advance(self.progress.phase, step, name)
         self.folder.drop_checkpoints([name])
 
-    def _advance(self, progress: Progress) -> None:
-        self.folder.save_progress(progress)
-        self.progress = progress
-
     def _next_phase(self) -> None:
-        p = self.progress
-        self._advance(Progress(p.phase + 1, 0, p.checkpoint, self._seconds()))
+        self._advance(self.progress.phase + 1, 0, self.progress.checkpoint)
+        self._report()
         if self.stopping:
             raise Interrupted
+
+    def _advance(self, phase: int, step: int, checkpoint: str) -> None:
+        self._write_summary()
+        self.progress = Progress(phase, step, checkpoint, copy.deepcopy(self.summary))
+        self.folder.save_progress(self.progress)
+
+    def _write_summary(self) -> None:
+        self.summary["seconds"] = self.earlier + time.perf_counter() - self.began
+        self.folder.write_text("summary.json", json.dumps(self.summary, indent=1))
+
+    def _report(self) -> None:
+        """Write report.html. A page that cannot be written never stops a run."""
+        try:
+            write_report(self.folder.path)
+        except Exception as error:
+            self.display.note(f"report.html could not be written ({type(error).__name__}: {error})")
 
     def _steps_done(self) -> dict[str, int]:
         """Steps of each stage that the checkpoint holds."""
@@ -291,23 +305,13 @@ class Run:
                     void["cut short" if turn.stop in ("length", "context") else "nothing recognised"] += 1
         self.summary |= {"invalid": dict(invalid), "void": dict(void)}
 
-    def _seconds(self) -> float:
-        return self.folder_seconds + time.perf_counter() - self.began
-
-    @property
-    def folder_seconds(self) -> float:
-        return getattr(self, "_earlier", 0.0)
-
-    def _write_summary(self) -> None:
-        self.summary["seconds"] = self._seconds()
-        self.folder.write_text("summary.json", json.dumps(self.summary, indent=1))
-
     def _finish(self, status: str) -> None:
         self.summary["status"] = status
         if status == "finished":
             self.folder.write_checkpoint("policy", self._save_policy, {})
             self.display.stages(self.summary["stages"])
         self._write_summary()
+        self._report()
         self.display.note(f"{self.folder.path}: {self.summary['seconds']:.0f} s in all")
 
     def close(self) -> None:

@@ -119,7 +119,9 @@ def kind_of(episode: Episode) -> Kind:
 
 def choose_shelves(run: Path) -> list[Shelf]:
     """A few episodes of every stage: successes, failures, void and invalid ones, within the budgets of size."""
-    viewer = Viewer(load_tokenizer(run / "policy" / "tokenizer.json"))
+    # Until the run has ended the tokenizer is only beside a checkpoint.
+    files = [run / "policy" / "tokenizer.json", *sorted(run.glob("checkpoints/*/tokenizer.json"))]
+    viewer = Viewer(next(filter(None, map(load_tokenizer, files)), None))
     shelves, budget = [], BUDGET
     sources = list(_sources(run / "episodes"))
     for place, (title, path, wanted) in enumerate(sources):

@@ -81,7 +81,7 @@ def render(run: Path) -> str:
         left_out=left_out,
         box=box,
         smoothing=SMOOTHING,
-        causes=[("Invalid", _causes(summary.invalid)), ("Void", _causes(summary.void))],
+        causes=[("Invalid episodes", _causes(summary.invalid)), ("Void turns", _causes(summary.void))],
         shelves=episodes.choose_shelves(run),
         kinds=episodes.KINDS,
         recipe=[f"{part}\n\n" for part in recipe.strip().split("\n\n")] if recipe.strip() else [],

@@ -1,0 +1,210 @@
+"""Whole runs of the trainer, small enough for a test: resume after anything, bad input, what the folder holds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from gymrl.agents.episodes import read_jsonl
+from gymrl.rl.folder import RunFault
+from gymrl.rl.recipes import RecipeError, dump, keys, load, parse, shipped
+from gymrl.rl.run import train
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+SMALL = [
+    "model.hidden=64", "model.heads=2", "model.kv_heads=1", "model.layers=1", "sft.demonstrations=12", "sft.steps=7", "sft.batch=4",
+    "rl.steps=5", "rl.tasks=2", "rl.group=3", "rl.warmup=1", "rl.updates=2", "eval.tasks=4", "sampling.max_tokens=8",
+    "log.checkpoint_every=2", 'rl.void="keep"',
+]  # fmt: skip
+
+
+def start(out: Path, *extra: str) -> subprocess.Popen[str]:
+    code = "import sys; from pathlib import Path; from gymrl.rl.run import train; " + (
+        "sys.exit(train('quickstart', sys.argv[2:], None, Path(sys.argv[1])))"
+    )
+    return subprocess.Popen([sys.executable, "-c", code, str(out), *SMALL, *extra], text=True, stdout=subprocess.PIPE)
+
+
+def metrics(run: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return AutoModelForCausalLM.from_pretrained(run / "policy").state_dict()
+
+
+def same_run(a: Path, b: Path) -> None:
+    one, two = weights(a), weights(b)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert metrics(a) == metrics(b)
+    for stage in ("base", "sft", "rl"):
+        first, second = (list(read_jsonl(run / "episodes" / f"eval-{stage}.jsonl")) for run in (a, b))
+        assert [[t.completion_ids for t in e.turns] for e in first] == [[t.completion_ids for t in e.turns] for e in second]
+        assert [[t.logprobs for t in e.turns] for e in first] == [[t.logprobs for t in e.turns] for e in second]
+    stages = [json.loads((run / "summary.json").read_text()) for run in (a, b)]
+    for summary in stages:
+        for stage in summary["stages"]:
+            stage.pop("seconds")
+    assert stages[0]["stages"] == stages[1]["stages"]
+    assert (stages[0]["invalid"], stages[0]["void"]) == (stages[1]["invalid"], stages[1]["void"])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A run that was never interrupted, in a process of its own as the interrupted ones are."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    process = start(out)
+    process.communicate()
+    assert process.returncode == 0
+    return out
+
+
+def test_the_run_folder_stands_alone(whole):
+    summary = json.loads((whole / "summary.json").read_text())
+    assert summary["status"] == "finished" and summary["seed"] == 0
+    assert [stage["name"] for stage in summary["stages"]] == ["base", "sft", "rl"]
+    for stage in summary["stages"]:
+        assert 0 <= stage["low"] <= stage["success"] <= stage["high"] <= 1 and stage["episodes"] == 4
+    rows = metrics(whole)
+    assert [(r["stage"], r["step"]) for r in rows] == [("sft", s) for s in range(7)] + [("rl", s) for s in range(5)]
+    assert load(whole / "recipe.toml") == load("quickstart", SMALL)
+    assert len(list((whole / "episodes" / "rl").glob("*.jsonl"))) == 5
+    for name in ("base", "sft", "rl"):
+        assert AutoTokenizer.from_pretrained(whole / "checkpoints" / name).chat_template
+        AutoModelForCausalLM.from_pretrained(whole / "checkpoints" / name)
+    assert (whole / "report.html").stat().st_size > 1000
+    assert not list(whole.rglob("*.part"))
+
+
+@pytest.mark.parametrize("stop", ["SIGINT", "SIGKILL"])
+@pytest.mark.parametrize("stage", ["sft", "rl"])
+def test_a_resumed_run_equals_an_uninterrupted_one(whole, tmp_path, stop, stage):
+    out = tmp_path / "run"
+    process = start(out)
+    while process.poll() is None:
+        if (out / "metrics.jsonl").exists() and any(r["stage"] == stage and r["step"] >= 2 for r in metrics_so_far(out)):
+            process.send_signal(getattr(signal, stop))
+            break
+        time.sleep(0.01)
+    printed, _ = process.communicate()
+    if stop == "SIGINT" and process.returncode != 0:
+        assert process.returncode == 130 and f"gymrl train --resume {out}" in printed
+        assert json.loads((out / "summary.json").read_text())["status"] == "interrupted"
+    assert resume(out) == 0
+    same_run(whole, out)
+
+
+def metrics_so_far(run: Path) -> list[dict]:
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def resume(out: Path) -> int:
+    code = "import sys; from pathlib import Path; from gymrl.rl.run import train; sys.exit(train(None, [], Path(sys.argv[1])))"
+    return subprocess.run([sys.executable, "-c", code, str(out)], stdout=subprocess.DEVNULL).returncode
+
+
+def test_resuming_a_finished_run_changes_nothing(whole):
+    before = (whole / "metrics.jsonl").read_bytes()
+    assert resume(whole) == 0
+    assert (whole / "metrics.jsonl").read_bytes() == before
+
+
+def test_other_seeds_are_other_runs(whole, tmp_path):
+    out = tmp_path / "other"
+    assert start(out, "seed=1", 'stages=["sft"]').communicate() is not None
+    assert metrics(out)[0]["loss"] != metrics(whole)[0]["loss"]
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(whole, tmp_path):
+    with pytest.raises(RunFault, match="--resume"):
+        train("quickstart", SMALL, None, whole)
+    with pytest.raises(RunFault, match="not a run folder"):
+        train(None, [], tmp_path)
+
+
+def test_a_broken_checkpoint_is_named(whole, tmp_path):
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(whole), str(copy)], check=True)
+    state = json.loads((copy / "state.json").read_text())
+    state["phase"], state["step"] = 3, 4
+    (copy / "state.json").write_text(json.dumps(state))
+    file = next((copy / "checkpoints").glob("*-step-*/trainer.pt"))
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(RunFault, match="cannot be read"):
+        train(None, [], copy)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("rl.stpes=3", "did you mean 'rl.steps'"),
+        ("stpes=3", "unknown recipe key 'stpes'"),
+        ("rl.group=1", "rl.group"),
+        ("rl.void=burn", "drop_episode"),
+        ("env=3", "env"),
+        ("rl.steps.x=3", "is a value, not a section"),
+        ("rl", "key.sub=value"),
+        ("model.heads=3", "multiple"),
+        ("sampling.temperature=0", "greater than 0"),
+        ("stages=[]", "stages"),
+    ],
+)
+def test_wrong_keys_name_the_mend(override, words):
+    with pytest.raises(RecipeError) as error:
+        load("quickstart", [override])
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_recipes(tmp_path):
+    with pytest.raises(RecipeError, match="did you mean 'quickstart'"):
+        load("quikstart")
+    (tmp_path / "bad.toml").write_text("a = = 3")
+    with pytest.raises(RecipeError, match="not TOML"):
+        load(tmp_path / "bad.toml")
+    assert len(keys()) <= 60
+    for name, path in shipped().items():
+        recipe = load(name)
+        assert recipe.name == name
+        (tmp_path / "copy.toml").write_text(dump(recipe))
+        assert load(tmp_path / "copy.toml") == recipe
+        assert path.read_text().startswith("# ")
+    assert parse({"name": "x"}, ["env.params.tasks=reasoning-gym:chain_sum"]).env.params == {"tasks": "reasoning-gym:chain_sum"}
+
+
+def test_a_context_too_small_for_the_environment_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"engine\.max_context=\d+ or more"):
+        train("quickstart", [*SMALL, "engine.max_context=32"], None, tmp_path / "run")
+
+
+def test_a_model_that_cannot_be_loaded_is_named(tmp_path):
+    with pytest.raises(RuntimeError, match="cannot be loaded"):
+        train("quickstart", [*SMALL, f"model.path={tmp_path}"], None, tmp_path / "run")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk")
+def test_a_full_disk_is_an_error_and_the_run_goes_on_from_its_checkpoint(tmp_path, whole):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(disk)]).returncode != 0:
+        pytest.skip("this machine does not let root mount a tmpfs")
+    try:
+        (disk / "ballast").write_bytes(b"0" * 1_600_000)
+        process = start(disk / "run")
+        process.communicate()
+        assert process.returncode not in (0, 130)
+        (disk / "ballast").unlink()
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        assert resume(disk / "run") == 0
+        same_run(whole, disk / "run")
+    finally:
+        subprocess.run(["umount", str(disk)])
