@@ -355,7 +355,12 @@ def test_without_a_tokenizer_tokens_are_ids(run: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "copy"))
     (copy / "policy" / "tokenizer.json").write_text('{"version": "1.0", "model"')
     page = load(copy)
-    assert re.search(r'<i class="k\d" title="(\d+): -?[\d.]+">\1</i>', page.source)
+    ids = r'<i class="k\d" title="(\d+): -?[\d.]+">\1</i>'
+    assert re.search(ids, page.source)
+    checkpoint = copy / "checkpoints" / "rl-step-000010"
+    checkpoint.mkdir(parents=True)
+    byte_tokenizer().save(str(checkpoint / "tokenizer.json"))
+    assert "↵" in load(copy).source  # found while the run goes on
 
 
 def test_the_same_run_gives_the_same_page(run: Path, page: Page) -> None:
