@@ -51,14 +51,14 @@ class Display:
 
     def stages(self, stages: list[dict[str, Any]]) -> None:
         """The table of what each stage came to."""
-        table = Table(title="success on held-out tasks (95 % interval)")
-        for column in ("policy", "success", "interval", "reward", "turns", "void turns", "episodes", "seconds"):
-            table.add_column(column, justify="left" if column == "policy" else "right")
+        table = Table(title="success on held-out tasks, 95 % interval")
+        for column in ("policy", "success", "reward", "turns", "void", "episodes", "s"):
+            table.add_column(column, justify="left" if column == "policy" else "right", no_wrap=True)
         names = {"base": "before training", "sft": "after SFT", "rl": "after RL"}
         for stage in stages:
             table.add_row(
-                names.get(stage["name"], stage["name"]), f"{stage['success']:.3f}",
-                f"[{stage['low']:.3f}, {stage['high']:.3f}]".replace("[", "\\["), f"{stage['reward']:.3f}",
+                names.get(stage["name"], stage["name"]),
+                f"{stage['success']:.3f} \\[{stage['low']:.3f}, {stage['high']:.3f}]", f"{stage['reward']:.3f}",
                 f"{stage['turns']:.2f}", f"{stage['void_turns']:.3f}", str(stage["episodes"]), f"{stage['seconds']:.1f}",
             )  # fmt: skip
         self.console.print(table)
