@@ -29,6 +29,8 @@ from gymrl.envs.records import Action, Observation, TaskSpec
 from gymrl.envs.registry import entry
 
 HEADER = struct.Struct(">Q")
+START_SECONDS = 120.0
+"""How long a process may take until its first answer, on a machine that is busy."""
 BOOT = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from gymrl.envs.process_worker import main; main()"
 
 
@@ -133,14 +135,14 @@ class Worker:
     def _read(self, sock: socket.socket) -> None:
         poll = select.poll()
         poll.register(sock, select.POLLIN)
-        heard = time.monotonic()
+        heard, limit = time.monotonic(), max(START_SECONDS, self._stall_seconds)
         buffer = bytearray()
         while True:
             if not poll.poll(1000):
                 if not self._waiting:
                     heard = time.monotonic()
-                elif time.monotonic() - heard > self._stall_seconds:
-                    self.kill(f"said nothing for {self._stall_seconds:g} s and was killed")
+                elif time.monotonic() - heard > limit:
+                    self.kill(f"said nothing for {limit:g} s and was killed")
                 continue
             try:
                 part = sock.recv(2**18)
@@ -148,7 +150,7 @@ class Worker:
                 return
             if not part:
                 return
-            heard = time.monotonic()
+            heard, limit = time.monotonic(), self._stall_seconds
             buffer += part
             while (message := _take_frame(buffer)) is not None:
                 self._answered(*message)
