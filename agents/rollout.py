@@ -75,14 +75,33 @@ class _Guarded:
             raise _Broken(f"environment: {late if limit.expired() else _describe(error)}") from error
 
 
+class _Busy:
+    """Counts the time in which an engine has at least one request into its `busy_seconds`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.calls, self.since = engine, 0, 0.0
+
+    def __enter__(self) -> None:
+        if self.calls == 0:
+            self.since = time.perf_counter()
+        self.calls += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.calls -= 1
+        if self.calls == 0:
+            self.engine.busy_seconds += time.perf_counter() - self.since
+
+
 class DirectGenerator:
     """Hands every request to the engine as it comes."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self._busy = _Busy(engine)
 
     async def generate(self, job: Job, request: GenerationRequest) -> Generation:
-        return await self.engine.generate(request)
+        with self._busy:
+            return await self.engine.generate(request)
 
     def enter(self) -> None: ...
 
@@ -94,6 +113,7 @@ class LockstepGenerator:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self._busy = _Busy(engine)
         self._active = 0
         self._waiting: list[tuple[int, GenerationRequest, asyncio.Future[Generation]]] = []
         self._batches: set[asyncio.Task[None]] = set()
@@ -121,7 +141,8 @@ class LockstepGenerator:
     async def _run(self, batch: list[tuple[int, GenerationRequest, asyncio.Future[Generation]]]) -> None:
         fault: BaseException
         try:
-            results = await self.engine.generate_batch([request for _, request, _ in batch])
+            with self._busy:
+                results = await self.engine.generate_batch([request for _, request, _ in batch])
         except (Exception, asyncio.CancelledError) as error:  # whoever waits must hear of it
             cancelled = isinstance(error, asyncio.CancelledError)
             fault = EngineFault("the engine dropped its requests") if cancelled else error

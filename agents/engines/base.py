@@ -66,6 +66,8 @@ class Engine(abc.ABC):
     """Prompt plus completion may have at most this many tokens."""
     version: int = 0
     """The version of the weights being served; the learner counts it up."""
+    busy_seconds: float = 0.0
+    """How long rollouts had at least one request with this engine; they count it up."""
 
     @abc.abstractmethod
     async def generate(self, request: GenerationRequest) -> Generation:

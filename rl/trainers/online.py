@@ -54,7 +54,7 @@ async def online_step(
 ) -> OnlineStep:  # fmt: skip
     """Play, learn, and serve the new weights. Raises EngineFault if the engine failed (its episodes are lost, the
     weights are as before)."""
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), agent.engine.busy_seconds
     episodes = await rollout(jobs_of_step(pool, settings, step, seed, first), agent, pool, rollouts)
     played = time.perf_counter()
     for episode in episodes:
@@ -64,10 +64,10 @@ async def online_step(
     learned = time.perf_counter()
     await agent.engine.load_weights(learner.weights(), learner.updates)
     synced = time.perf_counter()
-    environment = [turn.timings["environment"] for episode in episodes for turn in episode.turns]
+    generating = agent.engine.busy_seconds - busy
     metrics |= {
-        "time/rollout": played - began,
-        "time/environment": float(np.sum(environment)) if environment else 0.0,
+        "time/generate": generating,
+        "time/environment": played - began - generating,
         "time/learn": learned - played,
         "time/sync": synced - learned,
         "time/step": synced - began,

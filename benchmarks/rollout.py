@@ -1,0 +1,86 @@
+"""Generated tokens/s of the whole rollout loop over the raw engine's on the same prompts and seeds.
+
+    python benchmarks/rollout.py [--engine transformers|vllm] [--concurrency 16 64] [--repeats 5]
+
+The loop plays episodes of the quickstart environment (sandbox, rendering, episode records and all). Its requests are
+recorded and given to the engine again, at the same concurrency, with nothing else around.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+
+from common import alternate, quickstart, warm_policy
+from gymrl.agents.engines import EngineSettings, Generation, GenerationRequest, Sampling, open_engine
+from gymrl.agents.evaluation import evaluation_jobs
+from gymrl.agents.players import ModelAgent
+from gymrl.agents.rollout import RolloutSettings, rollout
+from gymrl.envs.workers import EnvPool
+from gymrl.rl.policy import load_renderer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", default="transformers")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[16, 64])
+    parser.add_argument("--episodes", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    recipe = quickstart()
+    folder = warm_policy(recipe)
+    e = recipe.engine
+    engine = open_engine(EngineSettings(args.engine, folder, "", e.max_context, e.slots, e.dtype, e.memory_gb))
+    with asyncio.Runner() as loop:
+        for concurrency in args.concurrency:
+            loop_speed(loop, engine, folder, recipe, concurrency, args)
+        loop.run(engine.close())
+
+
+def loop_speed(loop, engine, folder, recipe, concurrency, args) -> None:
+    pool = EnvPool(recipe.env.id, recipe.env.params)
+    agent = ModelAgent("warm", engine, load_renderer(folder), Sampling(max_tokens=recipe.sampling.max_tokens))
+    jobs = evaluation_jobs([pool.task("val", i) for i in range(args.episodes)], 1, 0)
+    recorded: list[GenerationRequest] = []
+    serve = engine.generate_batch
+
+    async def recording(requests):
+        recorded.extend(requests)
+        return await serve(requests)
+
+    engine.generate_batch = recording
+    loop.run(rollout(jobs, agent, pool, RolloutSettings(concurrency)))
+    engine.generate_batch = serve
+
+    def whole(lockstep: bool) -> float:
+        began = time.perf_counter()
+        episodes = loop.run(rollout(jobs, agent, pool, RolloutSettings(concurrency, lockstep)))
+        return sum(episode.tokens for episode in episodes) / (time.perf_counter() - began)
+
+    async def bare() -> int:
+        queue = iter(recorded)
+        done: list[Generation] = []
+
+        async def work() -> None:
+            for request in queue:
+                done.append(await engine.generate(request))
+
+        await asyncio.gather(*(work() for _ in range(concurrency)))
+        return sum(len(generation.ids) for generation in done)
+
+    def raw() -> float:
+        began = time.perf_counter()
+        return loop.run(bare()) / (time.perf_counter() - began)
+
+    speed = alternate({"raw": raw, "loop": lambda: whole(False), "lockstep": lambda: whole(True)}, args.repeats)
+    print(
+        f"{args.engine}, {concurrency} at once: raw engine {speed['raw']:.0f} tokens/s; "
+        f"loop {speed['loop'] / speed['raw']:.2f}, in lockstep {speed['lockstep'] / speed['raw']:.2f} of it",
+        flush=True,
+    )
+    loop.run(pool.aclose())
+
+
+if __name__ == "__main__":
+    main()
