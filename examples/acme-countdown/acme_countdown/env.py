@@ -19,7 +19,7 @@ class Countdown(Environment):
 
     def reset(self) -> str:
         while True:
-            start, step = self.rng.randint(30, 99), self.rng.randint(2, 9)
+            start, step = self.rng.randint(20, 99), self.rng.randint(1, 3)
             if self.task.owns(f"{start} by {step}"):  # no countdown is in two splits
                 break
         self.left = [start - step * i for i in range(1, self.numbers + 1)]
@@ -35,7 +35,7 @@ class Countdown(Environment):
         return "Right.", 1 / self.numbers, not self.left
 
     def recognises(self, action: Action) -> bool:
-        return re.fullmatch(r"\s*-?[0-9]{1,6}\s*", action.text) is not None
+        return re.fullmatch(r" *-?[0-9]{1,6} *", action.text) is not None
 
     def oracle(self) -> str:
         return str(self.left[0])

@@ -40,8 +40,9 @@ def test_a_game() -> None:
 def test_words_are_a_void_turn() -> None:
     env = make("acme/Countdown-v0")
     env.reset(options={"index": 0})
-    observation, reward, _, _, info = env.step("no idea")
-    assert (observation.text, reward, info["void"]) == ("Say one number.", 0.0, True)
+    for text in ("no idea", "4 5", "\x1d5", "٣"):
+        observation, reward, _, _, info = env.step(text)
+        assert (observation.text, reward, info["void"]) == ("Say one number.", 0.0, True)
 
 
 def test_splits_do_not_overlap() -> None:
