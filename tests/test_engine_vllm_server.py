@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -177,14 +179,16 @@ class TestServer:
             assert "start again from the checkpoint" in str(result)
             assert str(engine._server.log) in str(result)
         assert gone(leader)
+        shutil.rmtree(engine._server.log.parent)
         await engine.close()
         await engine.close()
         with pytest.raises(EngineFault, match="closed"):
             await engine.generate(ASKED[0])
 
     def test_a_server_that_cannot_start_shows_its_log(
-        self, models: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+        self, models: tuple[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
         monkeypatch.setenv("PYTHONHASHSEED", "nonsense")  # Python itself refuses this
         with pytest.raises(EngineFault, match="could not start") as caught:
             open_engine(EngineSettings(kind="vllm-server", model=models[0]))
