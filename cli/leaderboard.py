@@ -106,6 +106,7 @@ def show_(
             typer.echo(f"### {chosen.title}\n\n{tables.markdown(lines)}\n")
         else:
             Console().print(tables.terminal(f"{chosen.name}: {chosen.title}", lines))
+            typer.echo(f"made by:\n{tables.commands(lines)}\n")
     if as_json:
         typer.echo(json.dumps(everything, indent=2))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from gymrl.leaderboards.results import Result
@@ -72,13 +73,21 @@ def _valid(result: Result) -> int:
 
 
 def terminal(title: str, lines: Sequence[Row]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for column in COLUMNS:
-        right = column not in ("policy", "date", "command", "95 % interval")
-        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    """A table that fits 80 columns; the commands are not in it (see `commands`)."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in ("#", "policy", "success", "reward", "turns", "tokens", "invalid", "n", "date"):
+        table.add_column(column, justify="left" if column == "policy" else "right", overflow="fold")
+        table.columns[-1].no_wrap = column != "policy"
     for line in lines:
-        table.add_row(*(cell.replace("[", r"\[") for cell in line.cells()))
+        rank, policy, success, _, *rest, _ = line.cells()
+        share = f"{success} [{line.low:.3f}, {line.high:.3f}]"
+        table.add_row(*(cell.replace("[", r"\[") for cell in (rank, policy, share, *rest)))
     return table
+
+
+def commands(lines: Sequence[Row]) -> str:
+    """How each row was made, one a line."""
+    return "\n".join(f"{line.rank}  {line.command}" for line in lines)
 
 
 def markdown(lines: Sequence[Row]) -> str:

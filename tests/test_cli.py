@@ -1,0 +1,305 @@
+"""The `gymrl` command: what it prints, where, and with which exit code."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from gymrl.cli import train as train_module
+from gymrl.cli.main import app, run, sentence
+from gymrl.envs import Action, Environment, register
+from gymrl.leaderboards import results as results_module
+from gymrl.leaderboards.suites import update_hash
+
+GYMRL = [sys.executable, "-m", "gymrl.cli.main"]
+
+
+class Parrot(Environment):
+    """Say what is said.
+
+    loud: whether it shouts.
+    """
+
+    max_turns = 3
+
+    def __init__(self, loud: bool = False, word: str = "hello") -> None:
+        self.loud, self.word = loud, word
+
+    def reset(self) -> str:
+        return f"Say {self.word}" + "!" * self.loud
+
+    def step(self, action: Action) -> tuple[Any, ...]:
+        if self.word == "crash":
+            raise RuntimeError("the parrot is gone")
+        right = action.text == self.word
+        return "Right." if right else "Again.", float(right), right
+
+    def oracle(self) -> str:
+        return self.word
+
+    def recognises(self, action: Action) -> bool:
+        return bool(action.text)
+
+
+register("test/Parrot-v0", Parrot, source="a-test")
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = run(list(arguments))
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+@pytest.fixture(autouse=True)
+def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("GYMRL_DEBUG", raising=False)
+
+
+# -- the command itself --------------------------------------------------------------------------------------
+
+
+def test_help_and_the_list_of_environments_do_without_torch() -> None:
+    program = (
+        "import sys; from gymrl.cli.main import run; code = run(sys.argv[1:]);"
+        "assert not {'torch', 'transformers'} & set(sys.modules); sys.exit(code)"
+    )
+    for arguments in (["--help"], ["envs", "list"], ["envs", "info", "gymrl/CodeInterpreter-v0"]):
+        done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert "reward" in done.stdout
+
+
+def test_the_installed_command_says_its_version_and_reports_errors() -> None:
+    done = subprocess.run([*GYMRL, "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()[0]) == (0, "gymrl")
+    done = subprocess.run(
+        [*GYMRL, "eval", "--env", "gymrl/CodeInterpreter-v1", "--policy", "oracle"],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert (
+        done.stderr
+        == "gymrl: unknown environment 'gymrl/CodeInterpreter-v1': did you mean 'gymrl/CodeInterpreter-v0'?\n"
+    )
+
+
+def test_unknown_commands_suggest_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(capsys, "evl")
+    assert code == 2 and "Did you mean 'eval'?" in err
+    code, _, err = call(capsys, "leaderboard", "shwo")
+    assert code == 2 and "Did you mean 'show'?" in err
+
+
+def test_errors_are_one_sentence_and_tracebacks_are_asked_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, err = call(capsys, "envs", "demo", "test/Parrot-v0", "--param", "lound=true")
+    assert (code, out, err) == (
+        2,
+        "",
+        "gymrl: test/Parrot-v0 has no parameter 'lound': did you mean 'loud'?\n",
+    )
+    code, _, err = call(capsys, "envs", "demo", "test/Parrot-v0", "--param", "loud")
+    assert code == 2 and "write KEY=VALUE" in err
+    code, _, err = call(capsys, "envs", "demo", "test/Parrot-v0", "--param", "word='crash'")
+    assert (code, err) == (
+        1,
+        "gymrl: unexpected RuntimeError: the parrot is gone (`gymrl --debug ...` shows where)\n",
+    )
+    monkeypatch.setenv("GYMRL_DEBUG", "1")
+    with pytest.raises(RuntimeError, match="the parrot is gone"):
+        run(["envs", "demo", "test/Parrot-v0", "--param", "word='crash'"])
+
+
+def test_sentences() -> None:
+    assert sentence(OSError(28, "No space left on device", "a/b")).startswith(
+        "no space is left on the disk (a/b): free"
+    )
+    assert sentence(FileNotFoundError(2, "No such file or directory", "x")) == "no such file or directory (x)"
+    assert sentence(ExceptionGroup("several", [ValueError("first\n  line"), KeyError("x")])) == "first line"
+    assert "unexpected KeyError" in sentence(KeyError("x"))
+
+
+# -- envs ----------------------------------------------------------------------------------------------------
+
+
+def test_envs_list_shows_where_from_and_what_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gymrl.envs import registry
+
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+    register("test/Missing-v0", "no_such_module_at_all:X", extra="textworld")
+    code, out, _ = call(capsys, "envs", "list")
+    assert code == 0
+    lines = {line.split("│")[1].strip(): line for line in out.splitlines() if "│" in line}
+    assert "a-test" in lines["test/Parrot-v0"] and "Say what is said." in lines["test/Parrot-v0"]
+    assert 'not installed: pip install "gymrl[textworld]"' in lines["test/Missing-v0"]
+
+
+def test_envs_info(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "envs", "info", "test/Parrot-v0", "--param", "loud=true")
+    assert code == 0
+    for part in ("version 1, from a-test", "loud: whether it shouts.", "word = 'hello'", "2147483648 test",
+                 "at most 3", "Say hello!"):  # fmt: skip
+        assert part in out
+
+
+def test_envs_demo_and_play(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, _ = call(capsys, "envs", "demo", "test/Parrot-v0")
+    assert code == 0 and "[turn 1: reward 1]" in out and "success after 1 turn, reward 1" in out
+    monkeypatch.setattr(sys, "stdin", io.StringIO("two\nlines\n.\n\nhello\n\n"))
+    code, out, _ = call(capsys, "envs", "play", "test/Parrot-v0")
+    assert code == 0 and "[turn 1: reward 0]" in out and "[turn 2: reward 0, void]" in out
+    assert "success after 3 turns, reward 1" in out
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    code, out, _ = call(capsys, "envs", "play", "test/Parrot-v0")
+    assert code == 0 and out.endswith("You left.\n")
+
+
+# -- eval and episodes ---------------------------------------------------------------------------------------
+
+
+def test_eval_prints_success_with_its_interval(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capsys, "eval", "--env", "test/Parrot-v0", "--policy", "oracle", "--n", "16")
+    assert (code, err) == (0, "")
+    assert "1.000  (95 % interval 0.806 to 1.000)" in out and "16 terminated" in out
+    code, out, _ = call(capsys, "eval", "--env", "test/Parrot-v0", "--policy", "null", "--n", "5", "--samples", "2",
+                        "--max-turns", "2", "--json")  # fmt: skip
+    data = json.loads(out)
+    assert (data["success"], data["episodes"], data["void_turns"]) == (0.0, 10, 1.0)
+    assert data["endings"] == {"truncated:max_turns": 10} and data["turns"] == 2.0
+
+
+def test_eval_where_nothing_is_valid_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capsys, "eval", "--env", "test/Parrot-v0", "--policy", "oracle", "--n", "3",
+                          "--param", "word=crash")  # fmt: skip
+    assert code == 1 and "environment: RuntimeError: the parrot is gone" in out
+    assert (
+        err
+        == "gymrl: no episode was valid; the first cause is environment: RuntimeError: the parrot is gone\n"
+    )
+
+
+def test_eval_of_a_policy_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(capsys, "eval", "--env", "test/Parrot-v0", "--policy", "orakle")
+    assert (code, err) == (2, "gymrl: unknown policy 'orakle': did you mean 'oracle'?\n")
+    code, _, err = call(capsys, "eval", "--env", "test/Parrot-v0", "--policy", "http://127.0.0.1:9")
+    assert code == 1 and "no server answers at http://127.0.0.1:9/v1" in err and err.count("\n") == 1
+    code, _, err = call(capsys, "eval", "--env", "test/Parrot-v0", "--policy", "oracle", "--out", "x.csv")
+    assert code == 2 and "neither FILE.jsonl nor FILE.parquet" in err
+
+
+def test_episodes_are_written_shown_and_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("pyarrow")
+    first, second, third = tmp_path / "a.jsonl", tmp_path / "a.parquet", tmp_path / "b.jsonl"
+    call(capsys, "eval", "--env", "test/Parrot-v0", "--policy", "oracle", "--n", "4", "--out", str(first))
+    code, out, _ = call(capsys, "episodes", str(first), "--parquet", str(second), "--show", "1")
+    assert code == 0 and "user: Say hello\nassistant: hello" in out and "-- terminated, reward 1" in out
+    code, out, _ = call(capsys, "episodes", str(second), "--jsonl", str(third))
+    assert code == 0 and third.read_text() == first.read_text()
+    code, out, _ = call(capsys, "episodes", str(second))
+    assert code == 0 and "4 terminated" in out
+    code, _, err = call(capsys, "episodes", str(tmp_path / "none.jsonl"))
+    assert code == 2 and "there is no file" in err
+    third.write_text("{}\n")
+    code, _, err = call(capsys, "episodes", str(third))
+    assert code == 2 and "b.jsonl, line 1: not an episode" in err
+
+
+# -- leaderboards --------------------------------------------------------------------------------------------
+
+
+def test_leaderboard_run_show_compare(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results_module, "PUBLISHED", tmp_path / "published")
+    monkeypatch.chdir(tmp_path)
+    suite = tmp_path / "parrot.toml"
+    suite.write_text(
+        'name = "parrot"\ntitle = "Parrots"\nenv = "test/Parrot-v0"\nenv_version = "1"\n'
+        'indices = { count = 8 }\nturns = 2\nhash = ""\n'
+    )
+    code, _, err = call(capsys, "leaderboard", "run", "parrot.toml", "--policy", "oracle")
+    assert code == 2 and "`gymrl leaderboard hash FILE --update`" in err
+    code, out, _ = call(capsys, "leaderboard", "hash", "parrot.toml", "--update")
+    assert code == 0 and out.strip() in suite.read_text() and update_hash(suite) == out.strip()
+    for policy in ("oracle", "null"):
+        assert call(capsys, "leaderboard", "run", "parrot.toml", "--policy", policy)[0] == 0
+    code, out, err = call(capsys, "leaderboard", "show", "parrot.toml")
+    assert (code, err) == (0, "") and out.index("oracle") < out.index("null")
+    assert "1.000 [0.676, 1.000]" in out and "gymrl leaderboard run parrot.toml --policy oracle" in out
+    code, out, _ = call(capsys, "leaderboard", "show", "parrot.toml", "--json")
+    assert [row["policy"] for row in json.loads(out)["parrot"]] == ["oracle", "null"]
+    files = sorted(str(p) for p in Path("results/parrot").glob("*.json"))
+    code, out, _ = call(capsys, "leaderboard", "compare", files[1], files[0])
+    assert code == 0 and "A - B +1.000" in out and "A was better on 8, B on 0; exact p = 0.0078" in out
+    code, out, _ = call(capsys, "leaderboard", "publish", files[1], "--folder", str(tmp_path / "published"))
+    assert code == 0 and json.loads(Path(out.strip()).read_text())["episodes"] == ""
+    code, out, _ = call(capsys, "leaderboard", "list")
+    assert code == 0 and "quickstart" in out and "textworld" in out
+
+
+# -- train and report ----------------------------------------------------------------------------------------
+
+
+def test_train_tells_recipes_from_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gymrl.rl.run as training
+
+    calls: list[Any] = []
+
+    def train(recipe: str | None, overrides: list[str], resume: Path | None, out: Path | None) -> int:
+        calls.append((recipe, overrides, resume, out))
+        return 0 if recipe != "stopped" else 130
+
+    monkeypatch.setattr(training, "train", train)
+    assert run(["train"]) == 0
+    assert run(["train", "seed=1", "rl.steps=2"]) == 0
+    assert run(["train", "mine.toml", "seed=1", "--out", "runs/x"]) == 0
+    assert run(["train", "--resume", "runs/x"]) == 0
+    assert run(["train", "stopped"]) == 130
+    assert calls == [
+        (None, [], None, None),
+        (None, ["seed=1", "rl.steps=2"], None, None),
+        ("mine.toml", ["seed=1"], None, Path("runs/x")),
+        (None, [], Path("runs/x"), None),
+        ("stopped", [], None, None),
+    ]
+    assert run(["train", "a", "b"]) == 2
+    assert run(["train", "a", "--resume", "runs/x"]) == 2
+    assert len(calls) == 5
+
+
+def test_train_lists_the_shipped_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "train", "--list")
+    assert code == 0 and "quickstart" in out
+
+
+def test_train_with_an_unknown_recipe_is_a_sentence(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(capsys, "train", "quickstrat")
+    assert code in (1, 2) and "'quickstart'" in err and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_report_of_nothing_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(capsys, "report", "no/such/run")
+    assert code == 2 and "there is no folder no/such/run" in err
+
+
+def test_the_command_works_under_typers_runner_too() -> None:
+    result = CliRunner().invoke(app, ["--help"], env={**os.environ})
+    assert result.exit_code == 0 and "leaderboard" in result.output
+    assert train_module.split_arguments(["a=b", "r"]) == ("r", ["a=b"])
