@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -51,14 +52,14 @@ class Display:
 
     def stages(self, stages: list[dict[str, Any]]) -> None:
         """The table of what each stage came to."""
-        table = Table(title="success on held-out tasks, 95 % interval")
-        for column in ("policy", "success", "reward", "turns", "void", "episodes", "s"):
+        table = Table(title="success on held-out tasks, 95 % interval", box=box.SIMPLE_HEAD)
+        for column in ("policy", "success", "turns", "void turns", "episodes", "s"):
             table.add_column(column, justify="left" if column == "policy" else "right", no_wrap=True)
         names = {"base": "before training", "sft": "after SFT", "rl": "after RL"}
         for stage in stages:
             table.add_row(
                 names.get(stage["name"], stage["name"]),
-                f"{stage['success']:.3f} \\[{stage['low']:.3f}, {stage['high']:.3f}]", f"{stage['reward']:.3f}",
+                f"{stage['success']:.3f} \\[{stage['low']:.3f}, {stage['high']:.3f}]",
                 f"{stage['turns']:.2f}", f"{stage['void_turns']:.3f}", str(stage["episodes"]), f"{stage['seconds']:.1f}",
             )  # fmt: skip
         self.console.print(table)
