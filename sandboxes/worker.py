@@ -100,7 +100,7 @@ class Worker:
         if not sys.platform.startswith("linux"):
             raise SandboxUnavailable("the local sandbox needs Linux: run gymrl in a Linux container here")
         self.owner = os.getpid()
-        folder = tempfile.mkdtemp(prefix="gymrl-sandbox-")
+        self.folder = folder = tempfile.mkdtemp(prefix="gymrl-sandbox-")
         self.control, theirs = socket.socketpair()
         log = Path(folder, "log")
         with theirs, log.open("wb") as errors:

@@ -236,14 +236,14 @@ def watch(control: socket.socket, pid: int, timeout: float, processes: int) -> t
             if control.fileno() in ready:
                 word = control.recv(1)
                 if word == b"":
-                    leave(pid)
+                    leave()
                 cause = ASKED
             elif time.monotonic() >= end:
                 cause = TIMEOUT
             elif len(descendants(os.getpid())) > processes:
                 cause = PROCESSES
             elif os.getppid() != PARENT:
-                leave(pid)
+                leave()
             else:
                 continue
             kill(pid)
@@ -257,15 +257,25 @@ def watch(control: socket.socket, pid: int, timeout: float, processes: int) -> t
     return cause, status
 
 
-def leave(pid: int = 0) -> NoReturn:
+def leave() -> NoReturn:
     """The parent is gone: nothing is left behind."""
-    if pid:
-        kill(pid)
-        os.waitpid(pid, 0)
-        sweep()
+    sweep()
     os.chdir("/")
-    shutil.rmtree(FOLDER, ignore_errors=True)
+    remove(FOLDER)
     os._exit(0)
+
+
+def remove(folder: str) -> None:
+    """Remove a folder and what is in it, also what a program made unreadable. Raises OSError."""
+
+    def retry(call: Any, path: str, _: Any) -> None:
+        for closed in (os.path.dirname(path), path):
+            if os.path.isdir(closed) and not os.path.islink(closed):
+                os.chmod(closed, 0o700)
+        shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(path)
+
+    hook: Any = {"onexc" if sys.version_info >= (3, 12) else "onerror": retry}
+    shutil.rmtree(folder, **hook)
 
 
 def clean(scratch: str) -> str:
@@ -275,7 +285,7 @@ def clean(scratch: str) -> str:
         if not os.listdir("."):
             return scratch
         os.chdir("/")
-        shutil.rmtree(scratch)
+        remove(scratch)
     except OSError:
         scratch = os.path.join(FOLDER, f"scratch{time.monotonic_ns()}")
     os.makedirs(scratch)
@@ -320,7 +330,10 @@ def serve(control: socket.socket) -> NoReturn:
             except BaseException:  # the sandbox failed, not the program: no result but a dead worker
                 os.kill(os.getppid(), signal.SIGKILL)
                 os._exit(1)
-            program(source) if word == RUN else session(output)
+            try:
+                program(source) if word == RUN else session(output)
+            finally:
+                os._exit(1)
         for fd in fds:
             os.close(fd)
         cause, status = watch(control, pid, timeout, processes)
@@ -361,4 +374,7 @@ if __name__ == "__main__":
     warm_up()
     gc.collect()
     gc.freeze()
-    serve(socket.socket(fileno=int(sys.argv[2])))
+    try:
+        serve(socket.socket(fileno=int(sys.argv[2])))
+    except ConnectionError:  # it went with a message unread
+        leave()

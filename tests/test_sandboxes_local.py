@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -16,8 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gymrl.sandboxes import Limits, Sandbox, SandboxFault, open_sandbox, shared_sandbox
+from gymrl.sandboxes import Limits, Sandbox, SandboxFault, open_sandbox, shared_sandbox, zygote
 from gymrl.sandboxes.local import LocalSandbox
+from gymrl.sandboxes.worker import Worker
 
 BACKENDS = ["local"]
 
@@ -361,6 +363,29 @@ async def test_close_leaves_no_process_and_no_folder() -> None:
     for result in results:
         pid, folder = result.stdout.split()
         assert await gone(int(pid)) and not Path(folder).exists()
+
+
+def test_a_worker_whose_parent_went_without_listening_leaves_nothing() -> None:
+    worker = Worker()
+    pipe = os.pipe()
+    worker.begin(zygote.RUN, [pipe[1], pipe[1]], b"print(1)", 5.0, Limits())
+    select.select([worker.control], [], [], 20)  # its status is there, and nobody reads it
+    worker.control.close()
+    assert worker.process.wait(20) == 0 and not Path(worker.folder).exists()
+    for fd in pipe:
+        os.close(fd)
+
+
+async def test_what_a_program_made_unreadable_is_wiped() -> None:
+    box = LocalSandbox(workers=1)
+    code = (
+        "import os; os.makedirs('a/b'); open('a/b/f', 'w').close(); os.chmod('a/b', 0); os.chmod('a', 0o500)"
+    )
+    await box.run(code)
+    assert (await box.run("import os; print(os.listdir('.'))")).stdout == "[]\n"
+    [worker] = box._idle.queue
+    await box.close()
+    assert not os.path.exists(worker.folder)
 
 
 def test_workers_die_with_a_killed_parent(tmp_path: Path) -> None:
