@@ -1,0 +1,132 @@
+"""The code interpreter: what runs, what is shown, what is paid."""
+
+from __future__ import annotations
+
+import gymnasium
+import pytest
+from gymrl.agents.players import Job, ScriptedAgent
+from gymrl.agents.rollout import rollout
+from gymrl.envs import Environment, make
+from gymrl.envs.code_interpreter.problems import Arithmetic
+from gymrl.envs.records import TaskSpec
+from gymrl.envs.workers import EnvPool
+from gymrl.sandboxes import SandboxFault
+from hypothesis import given
+from hypothesis import strategies as st
+
+ID = "gymrl/CodeInterpreter-v0"
+
+
+def started(**params):
+    env = make(ID, **params)
+    env.reset(options={"index": 3})
+    return env
+
+
+def test_code_runs_and_its_output_is_shown():
+    env = started()
+    shown, reward, terminated, truncated, info = env.step("Let me see.\n```python\nprint(6 * 7)\n```")
+    assert shown.text == "```output\n42\n```"
+    assert (reward, terminated, truncated, info["void"], info["exit"]) == (0.0, False, False, False, 0)
+    assert info["sandbox"]
+    env.close()
+
+
+def test_only_the_right_answer_is_paid():
+    for said, want in ((lambda e: e.world.problem.answer, 1.0), (lambda e: e.world.problem.answer + "1", 0.0)):
+        env = started()
+        _, reward, terminated, _, info = env.step(f"<answer> {said(env)} </answer>")
+        assert (reward, terminated, info["void"]) == (want, True, False)
+        env.close()
+
+
+@pytest.mark.parametrize("text", ["", "42", "```python\nprint(1)", "<answer>42", "``` ```", "print(1)"])
+def test_turns_without_code_or_answer_are_void(text):
+    env = started()
+    shown, reward, terminated, _, info = env.step(text)
+    assert (reward, terminated, info["void"]) == (0.0, False, True)
+    assert "```python" in shown.text
+    env.close()
+
+
+def test_errors_and_time_outs_are_shown_and_cost_nothing():
+    env = started(timeout=0.5)
+    shown, reward, terminated, _, info = env.step("```python\n1 / 0\n```")
+    assert "ZeroDivisionError" in shown.text and (reward, terminated) == (0.0, False) and info["exit"] != 0
+    shown, *_ = env.step("```python\nwhile True: pass\n```")
+    assert "timeout" in shown.text
+    shown, *_ = env.step("```python\nprint('x' * 10**6)\n```")
+    assert len(shown.text) < 3000
+    env.close()
+
+
+def test_variables_live_on_only_where_asked_for():
+    env = started(stateful=True)
+    env.step("```python\na = 20\n```")
+    shown, *_ = env.step("```python\na + 1\n```")
+    assert "21" in shown.text
+    env.reset(options={"index": 3})
+    shown, *_ = env.step("```python\nprint(a)\n```")
+    assert "NameError" in shown.text
+    env.close()
+    env = started()
+    env.step("```python\na = 20\n```")
+    shown, *_ = env.step("```python\nprint(a)\n```")
+    assert "NameError" in shown.text
+    env.close()
+
+
+def test_episodes_are_cut_after_max_calls():
+    env = started(max_calls=2)
+    assert env.step("```python\nprint(1)\n```")[3] is False
+    assert env.step("```python\nprint(1)\n```")[3] is True
+    env.close()
+
+
+@given(st.integers(0, 10**6), st.integers(2, 4), st.integers(1, 3))
+def test_arithmetic_is_right_and_no_problem_is_in_two_splits(index, terms, digits):
+    source = Arithmetic(terms, digits)
+    questions = {}
+    for split in ("train", "val", "test"):
+        task = TaskSpec.make(ID, "1", split, index)
+        problem = source.draw(task, task.rng())
+        assert problem == source.draw(task, task.rng())
+        expression = problem.question.removeprefix("What is ").removesuffix("?")
+        assert str(eval(expression)) == problem.answer
+        assert source.score(problem, problem.answer) == 1.0
+        assert source.score(problem, problem.answer + "0") == 0.0
+        assert task.owns(expression)
+        questions[split] = problem.question
+    assert len(set(questions.values())) == 3
+
+
+async def test_oracle_wins_and_null_does_not():
+    pool = EnvPool(ID)
+    jobs = [Job(pool.task("test", i), i) for i in range(16)]
+    assert all(e.success and len(e.turns) == 2 for e in await rollout(jobs, ScriptedAgent("oracle"), pool))
+    for kind in ("null", "random"):
+        assert not any(e.success for e in await rollout(jobs, ScriptedAgent(kind), pool))
+    await pool.aclose()
+    assert pool.opened == pool.closed
+
+
+async def test_a_lost_sandbox_makes_the_episode_invalid(monkeypatch):
+    class Lost:
+        async def run(self, *_):
+            raise SandboxFault("the worker died")
+
+    monkeypatch.setattr("gymrl.envs.code_interpreter.env.shared_sandbox", lambda _: Lost())
+    pool = EnvPool(ID)
+    (episode,) = await rollout([Job(pool.task("test", 0))], ScriptedAgent("oracle"), pool)
+    assert episode.ending == "invalid" and "the worker died" in episode.reason
+    await pool.aclose()
+
+
+def test_unknown_tasks_and_parameters_name_the_mend():
+    with pytest.raises(ValueError, match="arithmetic"):
+        make(ID, tasks="algebra")
+    with pytest.raises(ValueError, match="did you mean 'digits'"):
+        make(ID, digit=3)
+    with pytest.raises(ValueError, match="terms of 2 or more"):
+        make(ID, terms=1)
+    assert issubclass(type(gymnasium.make(f"gymrl.envs:{ID}").unwrapped.world), Environment)
