@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import inspect
 import math
 import threading
@@ -44,11 +45,17 @@ class GymEnv(gymnasium.Env[Any, Any]):
     metadata = {"render_modes": ["ansi"]}  # noqa: RUF012 - Gymnasium's own form
 
     def __init__(
-        self, env_id: str, world: Environment, params: dict[str, Any], split: str = "train",
+        self,
+        env_id: str,
+        world: Environment,
+        params: dict[str, Any],
+        split: str = "train",
         render_mode: str | None = None,
     ) -> None:
         if split not in world.sizes:
-            raise ValueError(f"{env_id} has no split {split!r}: take one of {', '.join(world.sizes)}")
+            near = difflib.get_close_matches(split, world.sizes, 1, 0.3)
+            hint = f"did you mean {near[0]!r}?" if near else f"take one of {', '.join(world.sizes)}"
+            raise ValueError(f"{env_id} has no split {split!r}: {hint}")
         self.env_id, self.world, self.params, self.split = env_id, world, params, split
         self.render_mode = render_mode
         self.action_space = ActionSpace()
@@ -91,7 +98,9 @@ class GymEnv(gymnasium.Env[Any, Any]):
         info: dict[str, Any] = {}
         if isinstance(value, tuple):
             if len(value) != 2 or not isinstance(value[1], dict):
-                raise EnvironmentFault(f"{self.env_id}: reset() returns an observation or (observation, dict)")
+                raise EnvironmentFault(
+                    f"{self.env_id}: reset() returns an observation or (observation, dict)"
+                )
             value, info = value[0], dict(value[1])
         observation = with_tools(self._observation(value), world.tools())
         self._transcript.append(observation.text)
@@ -108,7 +117,9 @@ class GymEnv(gymnasium.Env[Any, Any]):
         self._turns += 1
         self._transcript += [f"> {action.text}", result.observation.text]
         if not result.terminated and not result.truncated and self._turns >= self.world.max_turns:
-            result = StepResult(result.observation, result.reward, False, True, {**result.info, "cut": "max_turns"})
+            result = StepResult(
+                result.observation, result.reward, False, True, {**result.info, "cut": "max_turns"}
+            )
         self._ended = result.terminated or result.truncated
         return result
 
@@ -161,11 +172,12 @@ class GymEnv(gymnasium.Env[Any, Any]):
         elif len(value) == 4:
             info = dict(value[3])
         reward = value[1]
-        if isinstance(reward, (str, bytes)) or not hasattr(reward, "__float__"):
-            raise EnvironmentFault(f"{self.env_id}: a reward is a number, not {reward!r}")
-        reward = float(reward)
+        try:
+            reward = math.nan if isinstance(reward, (str, bytes)) else float(reward)
+        except (TypeError, ValueError, OverflowError):
+            reward = math.nan
         if not math.isfinite(reward):
-            raise EnvironmentFault(f"{self.env_id}: a reward is finite, not {reward}")
+            raise EnvironmentFault(f"{self.env_id}: a reward is a finite number, not {value[1]!r}")
         info["void"] = void
         return StepResult(self._observation(value[0]), reward, bool(value[2]), truncated, info)
 

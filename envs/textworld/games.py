@@ -60,7 +60,15 @@ def game_file(task: TaskSpec, settings: GameSettings) -> Path:
     played (rewards, turns), and no game is in two splits. Raises ValueError where no such game exists, OSError with
     the mend where the cache folder cannot be written.
     """
-    identity = [FORMAT, version("textworld"), task.env, task.version, task.split, task.index, asdict(settings)]
+    identity = [
+        FORMAT,
+        version("textworld"),
+        task.env,
+        task.version,
+        task.split,
+        task.index,
+        asdict(settings),
+    ]
     key = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=16).hexdigest()
     folder = cache_folder() / "textworld"
     path = folder / f"{key}.z8"
@@ -70,7 +78,9 @@ def game_file(task: TaskSpec, settings: GameSettings) -> Path:
             with _MAKING:
                 _make(task, settings, key, folder)
         except OSError as error:
-            raise OSError(f"cannot keep games in {folder} ({error}): point GYMRL_CACHE to a folder with room") from error
+            raise OSError(
+                f"cannot keep games in {folder} ({error}): point GYMRL_CACHE to a folder with room"
+            ) from error
     return path
 
 
@@ -90,7 +100,9 @@ def draw_game(task: TaskSpec, settings: GameSettings) -> tuple[textworld.Game, t
         options.quest_length = settings.quest_length
         options.grammar.theme = settings.theme
         # Numbers of its own for each of the four generators: from one int TextWorld derives only 65635 of each.
-        seeds = {part: _seed(task, settings, part, attempt) for part in ("map", "objects", "quest", "grammar")}
+        seeds = {
+            part: _seed(task, settings, part, attempt) for part in ("map", "objects", "quest", "grammar")
+        }
         options.seeds = seeds
         try:
             game = make_game(options)

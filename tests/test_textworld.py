@@ -1,0 +1,306 @@
+"""TextWorld: the same games everywhere, rewards that sum to the result, commands, splits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("textworld")
+
+from gymrl.envs import GymEnv, TaskSpec, make
+from gymrl.envs.textworld.env import feedback_text, room_text
+from gymrl.envs.textworld.games import GameSettings, cache_folder, describe, draw_game, game_file, prepare
+from gymrl.envs.workers import EnvPool
+
+# Said of every game that is not in jericho's list, and silenced by TextWorld, but for pytest.
+pytestmark = pytest.mark.filterwarnings("ignore:Game .* is not fully supported")
+SMALL = {"nb_rooms": 2, "nb_objects": 4, "quest_length": 3, "theme": "basic"}
+SETTINGS = GameSettings(**SMALL)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of this module's own, so that the games are really made here."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GYMRL_CACHE", str(folder))
+        yield folder
+
+
+def spec(split: str, index: int) -> TaskSpec:
+    return TaskSpec.make("gymrl/TextWorld-v0", "1", split, index)
+
+
+def env(**params: Any) -> GymEnv:
+    return make("gymrl/TextWorld-v0", **{**SMALL, "games": 2, **params})
+
+
+def win(world: GymEnv) -> list[float]:
+    """Play the oracle to the end; the rewards."""
+    rewards = []
+    for _ in range(10):
+        _, reward, terminated, _, _ = world.step(world.oracle())
+        rewards.append(reward)
+        if terminated:
+            break
+    return rewards
+
+
+def test_the_first_message_is_short_and_whole() -> None:
+    observation, _ = env().reset(options={"index": 0})
+    system, user = observation.messages
+    assert (system.role, user.role) == ("system", "user")
+    lines = user.text.splitlines()
+    assert lines[0].startswith("First, ")
+    assert lines[2].startswith("-= Room")
+    assert lines[-1].startswith("Commands: ")
+    assert not {"look", "inventory"} & set(lines[-1].removeprefix("Commands: ").split(", "))
+    assert "$$" not in user.text and "\n>" not in user.text
+    assert len(observation.text) < 600
+
+
+@pytest.mark.parametrize(
+    ("rewards", "expected"),
+    [("sparse", [0, 0, 1]), ("balanced", [0, 0.5, 0.5]), ("dense", [341 / 1024, 341 / 1024, 342 / 1024])],
+)
+def test_the_oracle_wins_and_its_rewards_sum_to_one(rewards: str, expected: list[float]) -> None:
+    world = env(rewards=rewards)
+    for index in range(2):
+        world.reset(options={"index": index})
+        assert win(world) == expected
+
+
+def test_steps_back_cost_what_steps_forward_paid() -> None:
+    world = env(rewards="dense")
+    world.reset(options={"index": 0})
+    total, rng = 0.0, random.Random(0)
+    for _ in range(8):
+        _, reward, terminated, truncated, info = world.step(str(world.world.random_action(rng)))
+        total += reward
+        assert 0 <= total <= 1
+        if terminated or truncated:
+            assert total == float(info["won"])
+            return
+    assert sum(win(world), total) == 1, "the oracle goes on from anywhere"
+
+
+def test_eating_what_the_quest_needs_loses_the_game() -> None:
+    world = env(rewards="dense", theme="house", games=None)
+    for index in range(30):
+        world.reset(options={"index": index})
+        plan = []
+        while True:
+            plan.append(world.oracle().text)
+            needed = [
+                c for c in world.world.state["admissible_commands"] if c.startswith("eat ") and c != plan[-1]
+            ]
+            if any(c.removeprefix("eat ") in plan[0] for c in needed) and len(plan) > 1:
+                break
+            if world.step(plan[-1])[2]:
+                break
+        else:
+            continue
+        eaten = [c for c in needed if c.removeprefix("eat ") in plan[-1]]
+        if eaten and not world._ended:
+            observation, _, terminated, _, info = world.step(eaten[0])
+            assert terminated and info["lost"] and not info["won"]
+            assert "no longer be done" in observation.text
+            return
+    pytest.skip("no game among these needs food")
+
+
+@pytest.mark.parametrize(
+    ("text", "command"),
+    [
+        ("look", "look"),
+        ("I think.\n\nGo East.\n", "go east"),
+        ("<command>take  K-key from box4</command> because", "take k-key from box4"),
+        ("<command>look</command> <command>inventory</command>", "inventory"),
+        ("", None),
+        ("   \n ", None),
+        ("dance", None),
+        ("look. go east", None),
+        ("take key then go east", None),
+        ("quit", None),
+        ("undo", None),
+        ("save", None),
+        ("tw-extra-infos score", None),
+        ("look " + "x" * 200, None),
+        ("<command></command>", None),
+    ],
+)
+def test_what_counts_as_a_command(text: str, command: str | None) -> None:
+    world = env()
+    world.reset(options={"index": 0})
+    assert world.world.command(text) == command  # type: ignore[attr-defined]
+    _, reward, terminated, _, info = world.step(text)
+    assert info["void"] is (command is None)
+    assert (reward, terminated) == (0.0, False)
+
+
+def test_void_turns_do_not_reach_the_game_but_count() -> None:
+    world = env(max_turns=3)
+    world.reset(options={"index": 0})
+    for _ in range(2):
+        observation, _, _, truncated, _ = world.step("quit")
+        assert observation.text.startswith("That's not a verb I recognise.") and not truncated
+    assert world.step("")[3]
+
+
+def test_without_admissible_no_commands_are_listed() -> None:
+    world = env(admissible=False)
+    observation, _ = world.reset(options={"index": 0})
+    assert "Commands:" not in observation.text
+    assert "Commands:" not in world.step("look")[0].text
+
+
+def test_no_game_is_in_two_splits_and_draws_repeat() -> None:
+    tiny = GameSettings(1, 1, 1, "basic")
+    found: dict[str, set[str]] = {}
+    for split, count in (("train", 12), ("val", 4), ("test", 4)):
+        for index in range(count):
+            game, _ = draw_game(spec(split, index), tiny)
+            text = describe(game)
+            assert spec(split, 0).owns(text)
+            found.setdefault(split, set()).add(text)
+    assert (
+        not found["train"] & found["test"]
+        and not found["train"] & found["val"]
+        and not found["val"] & found["test"]
+    )
+    again, _ = draw_game(spec("test", 2), tiny)
+    assert describe(again) in found["test"]
+
+
+def digests(count: int = 2) -> list[str]:
+    """What the agent reads over whole games, and the games' own data, hashed."""
+    found = []
+    world = env(rewards="dense", games=None)
+    for split in ("test", "train"):
+        for index in range(count):
+            observation, _ = world.reset(options={"task": world.task_spec(index, split)})
+            texts = [observation.text]
+            for _ in range(5):
+                action = world.oracle().text
+                observation, reward, terminated, _, _ = world.step(action)
+                texts += [
+                    action,
+                    observation.text,
+                    str(reward),
+                    json.dumps(world.world.state["admissible_commands"]),
+                ]  # type: ignore[attr-defined]
+                if terminated:
+                    break
+            path = game_file(world.world.task, SETTINGS).with_suffix(".json")
+            texts.append(json.dumps(json.loads(path.read_text()), sort_keys=True))
+            found.append(hashlib.sha256("\n".join(texts).encode()).hexdigest())
+    world.close()
+    return found
+
+
+def test_another_process_with_another_hash_seed_makes_the_same_games(tmp_path: Path) -> None:
+    script = (
+        "import importlib.util, sys\n"
+        f"spec = importlib.util.spec_from_file_location('here', {__file__!r})\n"
+        "here = importlib.util.module_from_spec(spec); spec.loader.exec_module(here)\n"
+        # Other games first: the order in which a process makes games must not matter.
+        "here.draw_game(here.spec('val', 9), here.SETTINGS)\n"
+        "print(*here.digests())\n"
+    )
+    environ = {**os.environ, "PYTHONHASHSEED": "12345", "GYMRL_CACHE": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environ, capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.split() == digests(), done.stderr
+
+
+def test_games_do_not_depend_on_how_they_are_played() -> None:
+    first, _ = env(rewards="sparse", max_turns=5).reset(options={"index": 1})
+    second, _ = env(rewards="dense", max_turns=9, games=50).reset(options={"index": 1})
+    assert first == second
+    assert first != env(quest_length=2).reset(options={"index": 1})[0]
+
+
+def test_the_cache_holds_whole_games_only(cache: Path) -> None:
+    path = game_file(spec("train", 0), SETTINGS)
+    assert path.parent == cache_folder() / "textworld" == cache / "textworld"
+    before = path.stat().st_mtime_ns
+    assert game_file(spec("train", 0), SETTINGS) == path and path.stat().st_mtime_ns == before
+    suffixes = {each.suffix for each in path.parent.iterdir()}
+    assert suffixes == {".z8", ".json"}
+
+
+def test_a_cache_that_cannot_be_written_names_the_mend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    monkeypatch.setenv("GYMRL_CACHE", str(blocked))
+    with pytest.raises(OSError, match="point GYMRL_CACHE to a folder with room"):
+        game_file(spec("train", 0), SETTINGS)
+
+
+async def test_prepare_makes_games_in_processes_that_equal_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = {
+        p.stem: json.loads(p.read_text())
+        for p in [game_file(spec("train", i), SETTINGS).with_suffix(".json") for i in range(2)]
+    }
+    monkeypatch.setenv("GYMRL_CACHE", str(tmp_path))
+    seen: list[int] = []
+    assert await prepare(SMALL, [("train", 0), ("train", 1)], 1, seen.append) == 2
+    assert seen == [1, 2]
+    there = {p.stem: json.loads(p.read_text()) for p in (tmp_path / "textworld").glob("*.json")}
+    assert there == here
+
+
+async def test_many_games_at_once_in_one_process_do_not_mix() -> None:
+    pool = EnvPool("gymrl/TextWorld-v0", {**SMALL, "games": 2}, workers=1)
+    handles = [await pool.open() for _ in range(4)]
+    for turn in range(4):
+        for i, handle in enumerate(handles):
+            if turn == 0:
+                await handle.reset(pool.task("train", i % 2))
+            else:
+                result = await handle.step(await handle.oracle())
+                assert result.terminated is (turn == 3)
+    assert result.info["won"]
+    await pool.aclose()
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"rewards": "lavish"}, "take sparse, balanced, dense"),
+        ({"theme": "castle"}, "take house or basic"),
+        ({"quest_length": 0}, "1 or more"),
+        ({"games": 0}, "1 or more"),
+        ({"quest_lenght": 3}, "did you mean 'quest_length'"),
+    ],
+)
+def test_wrong_parameters_are_named(params: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        env(**params)
+
+
+def test_games_bound_every_split() -> None:
+    world = env(games=2)
+    with pytest.raises(ValueError, match="has 2 tasks in train"):
+        world.reset(options={"index": 2})
+
+
+def test_feedback_is_stripped() -> None:
+    bar = "\n>                       -= Bedroom =-0/3"
+    raw = f"\nYou drop it.\n\n\nYour score has just gone up by one point.\n\n\n    *** The End ***\n\nYou scored 1 out of a possible 1, in 4 turns.\n\nWould you like to RESTART?{bar}"
+    assert feedback_text(raw) == "You drop it.\n*** The End ***"
+    assert room_text(f"art\nDo this.\n\n-= Bedroom =-\nA bed.\n{bar}") == "-= Bedroom =-\nA bed."
