@@ -127,7 +127,7 @@ class Run:
         base = folder.checkpoint_path("base")
         if "sft" in recipe.stages or (recipe.model.path == "tiny" and not base.exists()):
             self.display.begin("demonstrations", recipe.sft.demonstrations)
-            demonstrations = self.loop.run(demonstrate(self.pool, recipe.sft.demonstrations, self.rollouts))
+            demonstrations = self.loop.run(self._demonstrate())
             self.display.advance(len(demonstrations))
             self.display.end()
         if not base.exists():
@@ -161,6 +161,14 @@ class Run:
         self.agent = ModelAgent(recipe.name, self.engine, self.renderer, sampling)
         if recipe.log.trackers:
             self.accelerator.init_trackers("tensorboard", {"recipe": recipe.name, "seed": recipe.seed})
+
+    async def _demonstrate(self) -> list[Episode]:
+        recipe = self.recipe
+        pool = EnvPool(recipe.env.id, {**recipe.env.params, **recipe.sft.params}, recipe.env.workers)
+        try:
+            return await demonstrate(pool, recipe.sft.demonstrations, self.rollouts)
+        finally:
+            await pool.aclose()
 
     def _check_context(self) -> None:
         longest = max((s.tokens for episode in self.demonstrations for s in episode), default=0)

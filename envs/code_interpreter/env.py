@@ -23,7 +23,8 @@ class CodeInterpreter(Environment):
 
     tasks: `arithmetic`, `reasoning-gym` (all sound families) or `reasoning-gym:FAMILY,FAMILY`.
     terms, digits: size of the arithmetic expressions. stateful: whether variables live on over turns.
-    max_calls: turns after which the episode is truncated. timeout: seconds for one run.
+    max_calls: turns after which the episode is truncated. timeout: seconds for one run. from_head: share of tasks
+    whose oracle answers at once, without running code (for demonstrations of mixed habits).
     """
 
     version = "1"
@@ -31,10 +32,11 @@ class CodeInterpreter(Environment):
 
     def __init__(
         self, tasks: str = "arithmetic", terms: int = 3, digits: int = 2, stateful: bool = False,
-        max_calls: int = 8, timeout: float = 5.0, sandbox: str = "auto",
+        max_calls: int = 8, timeout: float = 5.0, sandbox: str = "auto", from_head: float = 0.0,
     ) -> None:  # fmt: skip
         self.source = problem_source(tasks, terms, digits)
         self.stateful, self.timeout, self.sandbox, self.max_turns = stateful, timeout, sandbox, max_calls
+        self.from_head = from_head
         self.session: Session | None = None
 
     async def reset(self) -> Observation:
@@ -42,6 +44,7 @@ class CodeInterpreter(Environment):
             await self.session.close()
             self.session = None
         self.problem: Problem = self.source.draw(self.task, self.rng)
+        self.knows = self.rng.random() < self.from_head or not self.problem.solution
         self.output: str | None = None
         return Observation((Message("system", INSTRUCTIONS), Message("user", self.problem.question)))
 
@@ -68,7 +71,7 @@ class CodeInterpreter(Environment):
         return await self.session.run(code, self.timeout)
 
     def oracle(self) -> str:
-        if self.problem.solution and self.output is None:
+        if self.output is None and not self.knows:
             return f"```python\n{self.problem.solution}\n```"
         return f"<answer>{self.output if self.output is not None else self.problem.answer}</answer>"
 

@@ -59,6 +59,9 @@ class SftSection(Section):
     """The warm start on the oracle's demonstrations."""
 
     demonstrations: int = Field(200, ge=1)
+    params: dict[str, Any] = Field(
+        default_factory=dict, description="environment parameters of the demonstrations alone, over env.params"
+    )
     steps: int = Field(300, ge=1)
     batch: int = Field(32, ge=1, description="demonstrations a step")
     lr: float = Field(1e-3, gt=0)
