@@ -74,10 +74,11 @@ def _valid(result: Result) -> int:
 
 def terminal(title: str, lines: Sequence[Row]) -> Table:
     """A table that fits 80 columns; the commands are not in it (see `commands`)."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=0)
     for column in ("#", "policy", "success", "reward", "turns", "tokens", "invalid", "n", "date"):
         table.add_column(column, justify="left" if column == "policy" else "right", overflow="fold")
         table.columns[-1].no_wrap = column != "policy"
+        table.columns[-1].min_width = 12 if column == "policy" else None
     for line in lines:
         rank, policy, success, _, *rest, _ = line.cells()
         share = f"{success} [{line.low:.3f}, {line.high:.3f}]"
