@@ -95,7 +95,10 @@ class VllmEngine(Engine):
                 ready.result()
             except Exception as error:
                 self._thread.join()
-                raise EngineFault(f"vLLM cannot serve {str(settings.model)!r}: {error}") from error
+                mend = (
+                    "raise engine.memory_gb or lower engine.max_context; " if "KV cache" in str(error) else ""
+                )
+                raise EngineFault(f"vLLM cannot serve {str(settings.model)!r}: {mend}{error}") from error
         # A daemon thread that is inside vLLM when the interpreter goes away would crash it.
         atexit.register(_stop_at_exit, weakref.ref(self))
 
