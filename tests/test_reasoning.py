@@ -1,0 +1,154 @@
+"""The reasoning-gym families of the code interpreter: sound worlds, sound verdicts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("reasoning_gym")
+
+import numpy as np
+from reasoning_gym.factory import DATASETS
+
+from gymrl.envs import EnvironmentFault, TaskSpec, make
+from gymrl.envs.code_interpreter.reasoning import EXCLUDED, ReasoningTasks, sound_families
+
+GARBAGE = (
+    "", " ", "foo", "0", "1", "-1", "42 garbage", "None", "True", "False", "True False", "yes no", "A", "a b c",
+    "0 1 2 3 4 5 6 7 8 9", "()", "[]", "{}", "[[1,2],[3,4]]", '{"a": 1}', "((((", "1e9999999999", "é∂ƒ", "x" * 5000,
+    "<answer>", "9**9**9**9", "__import__('os').getpid()", "[print(1) for _ in ()]",
+)  # fmt: skip
+
+
+def spec(split: str, index: int) -> TaskSpec:
+    return TaskSpec.make("gymrl/CodeInterpreter-v0", "1", split, index)
+
+
+def digests() -> dict[str, str]:
+    """One problem of every family, hashed."""
+    found = {}
+    for family in sound_families():
+        task = spec("train", 3)
+        problem = ReasoningTasks((family,)).draw(task, task.rng())
+        text = json.dumps([problem.question, problem.answer])
+        found[family] = hashlib.sha256(text.encode()).hexdigest()
+    return found
+
+
+def same(answer: str, stored: str) -> bool:
+    """Whether a garbage answer happens to say what the right one does."""
+    try:
+        return float(answer) == float(stored)
+    except ValueError:
+        return answer.strip().lower() == stored.strip().lower()
+
+
+@pytest.mark.parametrize("family", sound_families())
+def test_a_family_is_sound(family: str) -> None:
+    source = ReasoningTasks((family,))
+    for index in range(2):
+        task = spec("train", index)
+        source.draw(task, task.rng())  # some families read their data when they are first used
+        before = random.getstate(), str(np.random.get_state())
+        problem = source.draw(task, task.rng())
+        assert problem.kind == family and problem.question and problem.answer
+        assert task.owns(f"{family}\n{problem.question}")
+        assert source.score(problem, problem.answer) == 1.0
+        assert source.score(problem, f"\n {problem.answer} ") == 1.0
+        for garbage in GARBAGE:
+            if not same(garbage, problem.answer):
+                assert source.score(problem, garbage) == 0.0, garbage
+        assert (random.getstate(), str(np.random.get_state())) == before
+
+
+def test_another_process_with_another_hash_seed_draws_the_same() -> None:
+    script = (
+        "import importlib.util, json\n"
+        f"spec = importlib.util.spec_from_file_location('here', {__file__!r})\n"
+        "here = importlib.util.module_from_spec(spec); spec.loader.exec_module(here)\n"
+        "print(json.dumps(here.digests()))\n"
+    )
+    environ = {**os.environ, "PYTHONHASHSEED": "4242"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environ, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == digests()
+
+
+def test_every_family_is_either_sound_or_left_out_for_a_reason() -> None:
+    assert set(EXCLUDED) | set(sound_families()) == set(DATASETS)
+    assert all(EXCLUDED.values())
+    assert len(sound_families()) >= 75
+
+
+def test_neighbouring_tasks_share_nothing_and_splits_are_disjoint() -> None:
+    source = ReasoningTasks(("basic_arithmetic", "leg_counting", "lcm"))
+    drawn = {
+        split: {
+            source.draw(task, task.rng()).question for task in (spec(split, index) for index in range(40))
+        }
+        for split in ("train", "val", "test")
+    }
+    assert len(drawn["train"]) >= 39
+    assert (
+        not drawn["train"] & drawn["val"]
+        and not drawn["train"] & drawn["test"]
+        and not drawn["val"] & drawn["test"]
+    )
+
+
+def test_all_families_are_drawn_from_by_default() -> None:
+    source = ReasoningTasks(None)
+    kinds = {random.Random(index).choice(source.families) for index in range(2000)}
+    assert kinds == set(source.families) == set(sound_families())
+
+
+def test_code_in_an_answer_is_never_run(tmp_path: os.PathLike[str]) -> None:
+    marker = os.path.join(tmp_path, "ran")
+    attack = f"open({marker!r}, 'w').close()"
+    for family in ("n_queens", "binary_matrix", "spiral_matrix", "string_insertion", "countdown", "puzzle24"):
+        source = ReasoningTasks((family,))
+        task = spec("test", 0)
+        problem = source.draw(task, task.rng())
+        for answer in (attack, f"[{attack}]", f"1 + {attack}"):
+            assert source.score(problem, answer) == 0.0
+    assert not os.path.exists(marker)
+
+
+def test_a_verifier_that_fails_on_its_own_answer_is_a_fault() -> None:
+    source = ReasoningTasks(("leg_counting",))
+    task = spec("train", 0)
+    problem = source.draw(task, task.rng())
+
+    class Broken:
+        def score_answer(self, answer: str, item: object) -> float:
+            raise RuntimeError("broken verifier")
+
+    broken = replace(problem, data=(Broken(), problem.data[1]))
+    assert source.score(broken, "wrong") == 0.0
+    with pytest.raises(EnvironmentFault, match="leg_counting cannot judge its own answer"):
+        source.score(broken, problem.answer)
+
+
+def test_unknown_and_left_out_families_are_named() -> None:
+    with pytest.raises(ValueError, match="did you mean 'leg_counting'"):
+        ReasoningTasks(("leg_countin",))
+    with pytest.raises(ValueError, match="'rubiks_cube' is left out"):
+        ReasoningTasks(("leg_counting", "rubiks_cube"))
+
+
+def test_the_code_interpreter_plays_them() -> None:
+    env = make("gymrl/CodeInterpreter-v0", tasks="reasoning-gym:leg_counting,lcm", split="test")
+    for index in range(3):
+        env.reset(options={"index": index})
+        _, reward, terminated, _, _ = env.step(env.oracle())
+        assert (reward, terminated) == (1.0, True)
+    env.close()
