@@ -93,11 +93,28 @@ def settings(models: tuple[str, str]) -> EngineSettings:
     return EngineSettings(kind="vllm", model=models[0], max_context=CONTEXT, slots=16, memory_gb=0.1)
 
 
+def surroundings() -> dict[str, object]:
+    """What a process shares with the engine in it."""
+    return {
+        "libraries": (os.environ.get("LD_PRELOAD"), os.environ.get("LD_LIBRARY_PATH")),
+        "threads": (torch.get_num_threads(), torch.set_num_threads, os.sched_getaffinity(0)),
+        "random": random.getstate(),
+        "torch": torch.get_rng_state().tolist(),
+    }
+
+
 @pytest.fixture(scope="module")
-def engine(settings: EngineSettings) -> Iterator[Engine]:
+def opened(settings: EngineSettings) -> Iterator[tuple[Engine, dict[str, object], dict[str, object]]]:
+    """The engine, and the surroundings before and after it opened."""
+    before = surroundings()
     engine = open_engine(settings)
-    yield engine
+    yield engine, before, surroundings()
     asyncio.run(engine.close())
+
+
+@pytest.fixture
+def engine(opened: tuple[Engine, dict[str, object], dict[str, object]]) -> Engine:
+    return opened[0]
 
 
 def test_missing_vllm_is_a_sentence(settings: EngineSettings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,27 +126,15 @@ def test_missing_vllm_is_a_sentence(settings: EngineSettings, monkeypatch: pytes
 class TestServing:
     pytestmark = needs_vllm
 
-    def test_opening_leaves_the_process_as_it_was(self, settings: EngineSettings) -> None:
-        preload, threads, set_threads = (
-            os.environ.get("LD_PRELOAD"),
-            torch.get_num_threads(),
-            torch.set_num_threads,
-        )
-        affinity = os.sched_getaffinity(0)
-        random.seed(1)
-        torch.manual_seed(1)
-        expected = random.getstate(), torch.get_rng_state()
-        engine = open_engine(settings)
-        try:
-            assert os.environ.get("LD_PRELOAD") == preload
-            assert (torch.get_num_threads(), torch.set_num_threads) == (threads, set_threads)
-            assert os.sched_getaffinity(0) == affinity
-            assert random.getstate() == expected[0]
-            assert torch.equal(torch.get_rng_state(), expected[1])
-            with pytest.raises(EngineFault, match="one vLLM engine at a time"):
-                open_engine(settings)
-        finally:
-            asyncio.run(engine.close())
+    def test_opening_leaves_the_process_as_it_was(
+        self, opened: tuple[Engine, dict[str, object], dict[str, object]]
+    ) -> None:
+        _, before, after = opened
+        assert after == before
+
+    def test_a_process_holds_one_engine(self, engine: Engine, settings: EngineSettings) -> None:
+        with pytest.raises(EngineFault, match="one vLLM engine at a time"):
+            open_engine(settings)
 
     async def test_logprobs_are_those_of_transformers(self, engine: Engine, models: tuple[str, str]) -> None:
         generations = await engine.generate_batch(MIXED)
