@@ -72,7 +72,7 @@ class Environment:
     def restore(self, state: Any) -> None:
         raise NotImplementedError(f"{type(self).__name__} cannot be branched: it has no restore()")
 
-    def close(self) -> None:
+    def close(self) -> Any:
         """Release what was opened. Called once; may be `async`."""
 
 

@@ -84,7 +84,7 @@ class GymEnv(gymnasium.Env[Any, Any]):
     def close(self) -> None:
         run_sync(self.aclose())
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         return "\n".join(self._transcript) if self.render_mode == "ansi" else None
 
     # -- the asynchronous side, which rollouts use ----------------------------------------------------

@@ -97,7 +97,9 @@ class _Server:
         with contextlib.suppress(ConnectionError):
             await self.writer.drain()
 
-    async def open(self, key: int, env_id: str, target: str, defaults: dict[str, Any], params: dict[str, Any]) -> None:
+    async def open(
+        self, key: int, env_id: str, target: str, defaults: dict[str, Any], params: dict[str, Any]
+    ) -> None:
         try:
             module, _, name = target.partition(":")
             cls = functools.reduce(getattr, name.split("."), importlib.import_module(module))

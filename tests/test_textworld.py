@@ -16,6 +16,8 @@ import pytest
 
 pytest.importorskip("textworld")
 
+import textworld
+
 from gymrl.envs import GymEnv, TaskSpec, make
 from gymrl.envs.textworld.env import feedback_text, room_text
 from gymrl.envs.textworld.games import GameSettings, cache_folder, describe, draw_game, game_file, prepare
@@ -94,28 +96,29 @@ def test_steps_back_cost_what_steps_forward_paid() -> None:
 
 
 def test_eating_what_the_quest_needs_loses_the_game() -> None:
-    world = env(rewards="dense", theme="house", games=None)
-    for index in range(30):
-        world.reset(options={"index": index})
-        plan = []
-        while True:
-            plan.append(world.oracle().text)
-            needed = [
-                c for c in world.world.state["admissible_commands"] if c.startswith("eat ") and c != plan[-1]
-            ]
-            if any(c.removeprefix("eat ") in plan[0] for c in needed) and len(plan) > 1:
-                break
-            if world.step(plan[-1])[2]:
-                break
-        else:
-            continue
-        eaten = [c for c in needed if c.removeprefix("eat ") in plan[-1]]
-        if eaten and not world._ended:
-            observation, _, terminated, _, info = world.step(eaten[0])
-            assert terminated and info["lost"] and not info["won"]
-            assert "no longer be done" in observation.text
-            return
-    pytest.skip("no game among these needs food")
+    maker = textworld.GameMaker()
+    kitchen = maker.new_room("kitchen")
+    maker.set_player(kitchen)
+    chest = maker.new(type="c", name="chest")
+    maker.add_fact("closed", chest)
+    kitchen.add(chest)
+    maker.inventory.add(maker.new(type="f", name="apple"))
+    maker.set_quest_from_commands(["open chest", "insert apple into chest"])
+    path = game_file(spec("val", 7), SETTINGS)  # our game takes the place of a generated one
+    maker.compile(str(path.with_name("ours.z8")))
+    for suffix in (".json", ".z8"):
+        path.with_name("ours.z8").with_suffix(suffix).replace(path.with_suffix(suffix))
+    path.with_name("ours.ni").unlink()
+
+    world = env(rewards="dense", games=None)
+    world.reset(options={"task": spec("val", 7)})
+    assert win(world) == [0.5, 0.5]
+    world.reset(options={"task": spec("val", 7)})
+    assert world.step("open chest")[1:3] == (0.5, False)
+    assert world.step("close chest")[1:3] == (-0.5, False)
+    observation, reward, terminated, _, info = world.step("eat apple")
+    assert (reward, terminated, info["lost"], info["won"]) == (0.0, True, True, False)
+    assert "no longer be done" in observation.text
 
 
 @pytest.mark.parametrize(
@@ -301,6 +304,7 @@ def test_games_bound_every_split() -> None:
 
 def test_feedback_is_stripped() -> None:
     bar = "\n>                       -= Bedroom =-0/3"
-    raw = f"\nYou drop it.\n\n\nYour score has just gone up by one point.\n\n\n    *** The End ***\n\nYou scored 1 out of a possible 1, in 4 turns.\n\nWould you like to RESTART?{bar}"
+    end = "*** The End ***\n\nYou scored 1 out of a possible 1, in 4 turns.\n\nWould you like to RESTART?"
+    raw = f"\nYou drop it.\n\n\nYour score has just gone up by one point.\n\n\n    {end}{bar}"
     assert feedback_text(raw) == "You drop it.\n*** The End ***"
     assert room_text(f"art\nDo this.\n\n-= Bedroom =-\nA bed.\n{bar}") == "-= Bedroom =-\nA bed."

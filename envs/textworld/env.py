@@ -17,7 +17,10 @@ REWARDS = ("sparse", "balanced", "dense")
 STEPS = 1024
 """Potentials are multiples of 1/STEPS, so that sums of rewards are exact in any order."""
 
-SYNONYMS = frozenset("get pick put read search wait x l i z n s e w north south east west".split())
+SYNONYMS = frozenset(
+    {"get", "pick", "put", "read", "search", "wait", "x", "l", "i", "z"}
+    | {"n", "s", "e", "w", "north", "south", "east", "west"}
+)
 """Verbs that the games understand beside those they list. Verbs that save, restart or quit are not among them."""
 UNKNOWN = "That's not a verb I recognise."
 
@@ -46,9 +49,9 @@ class TextWorld(Environment):
     - `balanced`: the dense one rounded down to 0, 1/2 or 1: pay at half-way and at the end.
 
     nb_rooms, nb_objects, quest_length (commands of the walkthrough): the size of a game. theme: `house` has rich
-    English texts, `basic` short ones with names such as box4. admissible: whether each message lists the commands that
-    would change the world now. max_turns: commands until the episode is cut. games: how many games each split has (all of the
-    same settings; None for 2**31).
+    English texts, `basic` short ones with names such as box4. admissible: whether each message lists the commands
+    that would change the world now. max_turns: commands until the episode is cut. games: how many games each split
+    has, all made with the same settings (None for 2**31).
     """
 
     version = "1"
