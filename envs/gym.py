@@ -42,7 +42,7 @@ class GymEnv(gymnasium.Env[Any, Any]):
     `reset(seed=s)` a task drawn from s, and a bare `reset()` the next one drawn.
     """
 
-    metadata = {"render_modes": ["ansi"]}  # noqa: RUF012 - Gymnasium's own form
+    metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 - Gymnasium's own form
 
     def __init__(
         self,
