@@ -63,7 +63,9 @@ def summarise(episodes: Sequence[Episode], seconds: float = 0.0) -> Evaluation:
         tokens=sum(episode.tokens for episode in valid) / many,
         void_turns=void / max(1, turns),
         invalid=invalid_causes(episodes),
-        endings=dict(Counter(f"{e.ending}:{e.reason}" if e.valid and e.reason else e.ending for e in episodes)),
+        endings=dict(
+            Counter(f"{e.ending}:{e.reason}" if e.valid and e.reason else e.ending for e in episodes)
+        ),
         seconds=seconds,
     )
 

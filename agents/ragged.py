@@ -25,14 +25,26 @@ class Ragged(Protocol):
     """Knows where the sequences lie among the flat tokens."""
 
     def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, window: int | None
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float,
+        window: int | None,
     ) -> torch.Tensor: ...
 
 
 def ragged_attention(
-    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-    attention_mask: torch.Tensor | None, scaling: float | None = None, sliding_window: int | None = None,
-    ragged: Ragged | None = None, **_: Any,
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    ragged: Ragged | None = None,
+    **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """The attention function: query [1, H, T, D], key and value [1, K, T, D] -> [1, T, H, D]."""
     if ragged is None:
@@ -72,7 +84,13 @@ class Packed:
             self.places.append(_Place(len(group), width, source.to(device), target.to(device)))
 
     def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, window: int | None
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float,
+        window: int | None,
     ) -> torch.Tensor:
         """Causal attention inside every sequence: query [H, T, D] -> [T, H, D]."""
         heads, _, size = query.shape
@@ -151,8 +169,16 @@ def _window_mask(size: int, window: int | None, device: torch.device) -> torch.T
 class SlotCache:
     """Key/value memory for `slots` sequences of up to `length` tokens, in every layer."""
 
-    def __init__(self, layers: int, slots: int, kv_heads: int, length: int, head_dim: int, dtype: torch.dtype,
-                 device: torch.device | str) -> None:
+    def __init__(
+        self,
+        layers: int,
+        slots: int,
+        kv_heads: int,
+        length: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
         self.slots, self.length = slots, length
         shape = (slots, kv_heads, length, head_dim)
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
@@ -193,7 +219,13 @@ class SlotStep:
         self.span = slice(int(slots[0]), int(slots[-1]) + 1) if dense else None
 
     def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, window: int | None
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float,
+        window: int | None,
     ) -> torch.Tensor:
         """Write the new keys and values, attend to all of each slot's past: query [H, T, D] -> [T, H, D]."""
         keys, values = self.cache.keys[layer], self.cache.values[layer]
@@ -206,12 +238,16 @@ class SlotStep:
         q = query.new_zeros(self.batch, self.width, heads, size)
         q[self.b_T, self.s_T] = query.transpose(0, 1)
         # The heads that share a key/value head become more queries of it: nothing is repeated in memory.
-        q = q.view(self.batch, self.width, -1, groups, size).permute(0, 2, 3, 1, 4).flatten(2, 3)  # [B, K, G*S, D]
+        q = (
+            q.view(self.batch, self.width, -1, groups, size).permute(0, 2, 3, 1, 4).flatten(2, 3)
+        )  # [B, K, G*S, D]
         mask = self.mask_BSL
         if window is not None:
             distance = self.position_BS[:, :, None] - torch.arange(self.reach, device=mask.device)
             mask = mask & (distance < window)
         mask = mask[:, None].repeat(1, 1, groups, 1)
         o = sdpa(q, k, v, attn_mask=mask, scale=scaling)
-        o = o.view(self.batch, -1, groups, self.width, size).permute(0, 3, 1, 2, 4).flatten(2, 3)  # [B, S, H, D]
+        o = (
+            o.view(self.batch, -1, groups, self.width, size).permute(0, 3, 1, 2, 4).flatten(2, 3)
+        )  # [B, S, H, D]
         return o[self.b_T, self.s_T]

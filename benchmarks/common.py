@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+
 from gymrl.agents.players import ModelAgent
 from gymrl.agents.ragged import NAME
 from gymrl.agents.rollout import RolloutSettings
@@ -30,7 +31,10 @@ def quickstart(*overrides: str) -> Recipe:
 
 def warm_policy(recipe: Recipe, steps: int = 100) -> Path:
     """A policy that has learnt the form of the quickstart's turns (a minute of SFT), kept for the next benchmark."""
-    folder = Path(tempfile.gettempdir()) / f"gymrl-benchmark-policy-{steps}-{recipe.model.hidden}-{recipe.model.layers}"
+    folder = (
+        Path(tempfile.gettempdir())
+        / f"gymrl-benchmark-policy-{steps}-{recipe.model.hidden}-{recipe.model.layers}"
+    )
     if (folder / "done").exists():
         return folder
     print(f"warming up a policy: {steps} SFT steps ...", flush=True)

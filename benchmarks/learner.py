@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from common import NAME, alternate, quickstart
+from torch.nn.functional import cross_entropy
+
 from gymrl.rl.batches import TokenSequence, cut, make_batch
 from gymrl.rl.learner import Learner, LearnerSettings
 from gymrl.rl.losses.aggregation import token_weights
 from gymrl.rl.tiny import make_model
 from gymrl.rl.trainers.online import _loss_of
-from torch.nn.functional import cross_entropy
 
 VOCAB = 334
 
@@ -41,7 +42,9 @@ def sequences(count: int) -> list[TokenSequence]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sequences", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
@@ -97,9 +100,13 @@ def main() -> None:
             for row, s in enumerate(part):
                 ids[row, : s.tokens] = torch.from_numpy(s.ids)
                 mask[row, : s.tokens] = 1
-                labels[row, : s.tokens] = torch.where(torch.from_numpy(s.action), torch.from_numpy(s.ids), -100)
+                labels[row, : s.tokens] = torch.where(
+                    torch.from_numpy(s.action), torch.from_numpy(s.ids), -100
+                )
             logits = padded_model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-            loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum", ignore_index=-100)
+            loss = cross_entropy(
+                logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum", ignore_index=-100
+            )
             (loss * weights[0]).backward()
         torch.nn.utils.clip_grad_norm_(padded_model.parameters(), 1.0)
         padded_optimizer.step()

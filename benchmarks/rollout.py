@@ -13,6 +13,7 @@ import asyncio
 import time
 
 from common import alternate, quickstart, warm_policy
+
 from gymrl.agents.engines import EngineSettings, Generation, GenerationRequest, Sampling, open_engine
 from gymrl.agents.evaluation import evaluation_jobs
 from gymrl.agents.players import ModelAgent
@@ -22,7 +23,9 @@ from gymrl.rl.policy import load_renderer
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--engine", default="transformers")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[16, 64])
     parser.add_argument("--episodes", type=int, default=128)
@@ -31,7 +34,9 @@ def main() -> None:
     recipe = quickstart()
     folder = warm_policy(recipe)
     e = recipe.engine
-    engine = open_engine(EngineSettings(args.engine, folder, "", e.max_context, e.slots, e.dtype, e.memory_gb))
+    engine = open_engine(
+        EngineSettings(args.engine, folder, "", e.max_context, e.slots, e.dtype, e.memory_gb)
+    )
     with asyncio.Runner() as loop:
         for concurrency in args.concurrency:
             loop_speed(loop, engine, folder, recipe, concurrency, args)
@@ -73,7 +78,9 @@ def loop_speed(loop, engine, folder, recipe, concurrency, args) -> None:
         began = time.perf_counter()
         return loop.run(bare()) / (time.perf_counter() - began)
 
-    speed = alternate({"raw": raw, "loop": lambda: whole(False), "lockstep": lambda: whole(True)}, args.repeats)
+    speed = alternate(
+        {"raw": raw, "loop": lambda: whole(False), "lockstep": lambda: whole(True)}, args.repeats
+    )
     print(
         f"{args.engine}, {concurrency} at once: raw engine {speed['raw']:.0f} tokens/s; "
         f"loop {speed['loop'] / speed['raw']:.2f}, in lockstep {speed['lockstep'] / speed['raw']:.2f} of it",

@@ -1,6 +1,6 @@
 """Wall-clock of whole GRPO steps of the quickstart, and where the time goes.
 
-    python benchmarks/step.py [--engine transformers|vllm] [--steps 10]
+python benchmarks/step.py [--engine transformers|vllm] [--steps 10]
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import statistics
 
 from accelerate import Accelerator
 from common import quickstart, warm_policy
+
 from gymrl.agents.engines import EngineSettings, Sampling, open_engine
 from gymrl.agents.players import ModelAgent
 from gymrl.agents.rollout import RolloutSettings
@@ -24,7 +25,9 @@ async def steps(engine_kind: str, count: int) -> list[dict[str, float]]:
     recipe = quickstart()
     folder = warm_policy(recipe)
     e = recipe.engine
-    engine = open_engine(EngineSettings(engine_kind, folder, "", e.max_context, e.slots, e.dtype, e.memory_gb))
+    engine = open_engine(
+        EngineSettings(engine_kind, folder, "", e.max_context, e.slots, e.dtype, e.memory_gb)
+    )
     pool = EnvPool(recipe.env.id, recipe.env.params)
     agent = ModelAgent("warm", engine, load_renderer(folder), Sampling(max_tokens=recipe.sampling.max_tokens))
     learner = Learner(folder, LearnerSettings(recipe.learner.token_budget), Accelerator(cpu=True))
@@ -39,14 +42,18 @@ async def steps(engine_kind: str, count: int) -> list[dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--engine", default="transformers")
     parser.add_argument("--steps", type=int, default=10)
     args = parser.parse_args()
     found = asyncio.run(steps(args.engine, args.steps))
     medians = {k: statistics.median(m[k] for m in found) for k in found[0] if k.startswith("time/")}
     whole = medians["time/step"]
-    shares = ", ".join(f"{k.removeprefix('time/')} {v / whole:.0%}" for k, v in medians.items() if k != "time/step")
+    shares = ", ".join(
+        f"{k.removeprefix('time/')} {v / whole:.0%}" for k, v in medians.items() if k != "time/step"
+    )
     print(f"{args.engine}: one GRPO step {whole:.2f} s (median of {args.steps}): {shares}")
 
 

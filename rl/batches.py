@@ -26,7 +26,9 @@ class TokenSequence:
     advantage: np.ndarray  # [L] float32
     version: np.ndarray  # [L] int64
     turn: np.ndarray  # [L] int64
-    old: np.ndarray | None = None  # [L] float32: the learner's log-probability before the update, where it was taken
+    old: np.ndarray | None = (
+        None  # [L] float32: the learner's log-probability before the update, where it was taken
+    )
 
     @property
     def tokens(self) -> int:
@@ -123,7 +125,9 @@ def make_batch(
         version_N=pick([s.version for s in sequences]),
         sequence_N=torch.from_numpy(owner).to(device),
         turn_N=pick([s.turn for s in sequences]),
-        old_N=pick(old) if len(old := [s.old for s in sequences if s.old is not None]) == len(sequences) else None,
+        old_N=pick(old)
+        if len(old := [s.old for s in sequences if s.old is not None]) == len(sequences)
+        else None,
     )
 
 

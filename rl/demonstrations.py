@@ -47,8 +47,12 @@ def tokenise(episode: Episode, renderer: Renderer) -> Episode:
         conversation.said(ids)
         turns.append(
             replace(
-                turn, prompt_ids=prompt.new_ids, completion_ids=ids, logprobs=(0.0,) * len(ids),
-                versions=(-1,) * len(ids), segment=prompt.segment,
+                turn,
+                prompt_ids=prompt.new_ids,
+                completion_ids=ids,
+                logprobs=(0.0,) * len(ids),
+                versions=(-1,) * len(ids),
+                segment=prompt.segment,
             )  # fmt: skip
         )
     return replace(episode, turns=tuple(turns))

@@ -7,7 +7,14 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 
@@ -39,13 +46,17 @@ class Display:
             self._bar.update(self._task, completed=done, facts=text)
         elif time.perf_counter() - self._said >= self.every:
             self._said = time.perf_counter()
-            self.console.print(f"{self._name}: {done}/{self._total}  {text}  ({self._said - self._began:.0f} s)")
+            self.console.print(
+                f"{self._name}: {done}/{self._total}  {text}  ({self._said - self._began:.0f} s)"
+            )
 
     def end(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-        self.console.print(f"{self._name}: {self._done}/{self._total} in {time.perf_counter() - self._began:.1f} s")
+        self.console.print(
+            f"{self._name}: {self._done}/{self._total} in {time.perf_counter() - self._began:.1f} s"
+        )
 
     def note(self, text: str) -> None:
         self.console.print(text, soft_wrap=True)

@@ -48,15 +48,17 @@ def judge(episode: Episode, settings: FilterSettings) -> Verdict:
     if episode.void and settings.void in ("mask_turn", "mask_episode", "drop_episode"):
         whole = settings.void != "mask_turn"
         trained = [not whole and not turn.void for turn in episode.turns]
-        counted = settings.void != "drop_episode" if settings.void_in_baseline is None else settings.void_in_baseline
+        counted = (
+            settings.void != "drop_episode"
+            if settings.void_in_baseline is None
+            else settings.void_in_baseline
+        )
     if settings.mask_truncated and episode.ending == "truncated":
         trained = [False] * turns
     return Verdict(counted, tuple(trained))
 
 
-def reward_table(
-    groups: list[Group], verdicts: list[list[Verdict]]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def reward_table(groups: list[Group], verdicts: list[list[Verdict]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Rewards [P, G] (float64, 0 where there is none) and which of them count [P, G] (bool), P groups padded to
     G episodes."""
     width = max((len(group.episodes) for group in groups), default=0)

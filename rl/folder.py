@@ -1,9 +1,9 @@
 """The run folder: everything a run leaves, and what it needs to go on after an interruption.
 
-    recipe.toml       the resolved recipe                 metrics.jsonl    one line a step
-    summary.json      stages with success and intervals   report.html      to read in a browser
-    episodes/         every episode, as JSONL             checkpoints/     models in Hugging Face form
-    policy/           the policy as it is now             state.json       where to go on from
+recipe.toml       the resolved recipe                 metrics.jsonl    one line a step
+summary.json      stages with success and intervals   report.html      to read in a browser
+episodes/         every episode, as JSONL             checkpoints/     models in Hugging Face form
+policy/           the policy as it is now             state.json       where to go on from
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ class RunFolder:
     def create(cls, path: Path, recipe_toml: str) -> RunFolder:
         """A fresh folder. Raises RunFault if there is a run in it already."""
         if (path / "state.json").exists() or (path / "recipe.toml").exists():
-            raise RunFault(f"{path} holds a run already: go on with `gymrl train --resume {path}`, or name another")
+            raise RunFault(
+                f"{path} holds a run already: go on with `gymrl train --resume {path}`, or name another"
+            )
         path.mkdir(parents=True, exist_ok=True)
         folder = cls(path)
         folder.write_text("recipe.toml", recipe_toml)
@@ -68,7 +70,9 @@ class RunFolder:
         try:
             return Progress(**json.loads((self.path / "state.json").read_text()))
         except (ValueError, TypeError) as error:
-            raise RunFault(f"{self.path}/state.json is broken ({error}): restore it or start a new run") from error
+            raise RunFault(
+                f"{self.path}/state.json is broken ({error}): restore it or start a new run"
+            ) from error
 
     def save_progress(self, progress: Progress) -> None:
         self.write_text("state.json", json.dumps(asdict(progress), indent=1))

@@ -19,7 +19,9 @@ class Group:
     def __post_init__(self) -> None:
         for episode in self.episodes:
             if episode.task != self.task:
-                raise ValueError(f"a group is one task: {episode.task} does not belong to the group of {self.task}")
+                raise ValueError(
+                    f"a group is one task: {episode.task} does not belong to the group of {self.task}"
+                )
 
 
 def group_by_task(episodes: Sequence[Episode]) -> list[Group]:

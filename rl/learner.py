@@ -49,7 +49,9 @@ class StepResult:
 class Learner:
     """Trains one policy. All randomness lies outside: the same calls give the same weights, bit for bit on the CPU."""
 
-    def __init__(self, model: str | Path | PreTrainedModel, settings: LearnerSettings, accelerator: Accelerator) -> None:
+    def __init__(
+        self, model: str | Path | PreTrainedModel, settings: LearnerSettings, accelerator: Accelerator
+    ) -> None:
         if accelerator.num_processes > 1:
             raise ValueError("training in several processes is not built yet: start one process")
         self.settings, self.accelerator = settings, accelerator
@@ -75,7 +77,9 @@ class Learner:
 
     # -- forward ---------------------------------------------------------------------------------------
 
-    def logprobs(self, batch: Batch, temperature: float = 1.0, entropy: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def logprobs(
+        self, batch: Batch, temperature: float = 1.0, entropy: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Log-probabilities [N] (float32, nats) of the action tokens at the sampling temperature, and their entropy [N]."""
         base = self.model.get_decoder() if hasattr(self.model, "get_decoder") else self.model.model
         with self.accelerator.autocast():
@@ -107,7 +111,9 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         total, sums, tokens, actions = 0.0, dict[str, float](), 0, 0
         for chosen in cut(sequences, self.settings.token_budget):
-            batch = make_batch([sequences[i] for i in chosen], [weights_S[i] for i in chosen], self.accelerator.device)
+            batch = make_batch(
+                [sequences[i] for i in chosen], [weights_S[i] for i in chosen], self.accelerator.device
+            )
             if not batch.actions:
                 continue
             lp_N, entropy_N = self.logprobs(batch, temperature, entropy=True)
@@ -120,7 +126,11 @@ class Learner:
             assert entropy_N is not None
             reports = {"entropy": entropy_N.detach().sum(), **reports}
             for name, value in reports.items():
-                sums[name] = max(sums.get(name, 0.0), value.item()) if name.endswith("_max") else sums.get(name, 0.0) + value.item()
+                sums[name] = (
+                    max(sums.get(name, 0.0), value.item())
+                    if name.endswith("_max")
+                    else sums.get(name, 0.0) + value.item()
+                )
         if not actions:
             return StepResult(0.0, 0.0, tokens, 0, True, sums)
         norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip))

@@ -44,7 +44,9 @@ class Interrupted(Exception):
     """Ctrl-C: the step is finished and a checkpoint written."""
 
 
-def train(recipe: str | None, overrides: list[str], resume: Path | None = None, out: Path | None = None) -> int:
+def train(
+    recipe: str | None, overrides: list[str], resume: Path | None = None, out: Path | None = None
+) -> int:
     """Run a recipe, or go on with a run; returns the exit code.
 
     Raises RecipeError, RunFault, EngineFault, PolicyFault, DemonstrationFault, each with a sentence that names the mend.
@@ -218,7 +220,12 @@ class Run:
             self.folder.write_episodes(f"rl/{step:06d}", done.episodes)
         self._count(done.episodes)
         metrics = done.metrics
-        self.display.advance(step + 1, reward=metrics["reward"], void=metrics["void_turns"], entropy=metrics.get("entropy", 0.0))
+        self.display.advance(
+            step + 1,
+            reward=metrics["reward"],
+            void=metrics["void_turns"],
+            entropy=metrics.get("entropy", 0.0),
+        )
         return metrics
 
     def _evaluate(self, stage: str) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gymnasium
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from gymrl.agents.players import Job, ScriptedAgent
 from gymrl.agents.rollout import rollout
 from gymrl.envs import Environment, make
@@ -11,8 +14,6 @@ from gymrl.envs.code_interpreter.problems import Arithmetic
 from gymrl.envs.records import TaskSpec
 from gymrl.envs.workers import EnvPool
 from gymrl.sandboxes import SandboxFault
-from hypothesis import given
-from hypothesis import strategies as st
 
 ID = "gymrl/CodeInterpreter-v0"
 
@@ -33,7 +34,10 @@ def test_code_runs_and_its_output_is_shown():
 
 
 def test_only_the_right_answer_is_paid():
-    for said, want in ((lambda e: e.world.problem.answer, 1.0), (lambda e: e.world.problem.answer + "1", 0.0)):
+    for said, want in (
+        (lambda e: e.world.problem.answer, 1.0),
+        (lambda e: e.world.problem.answer + "1", 0.0),
+    ):
         env = started()
         _, reward, terminated, _, info = env.step(f"<answer> {said(env)} </answer>")
         assert (reward, terminated, info["void"]) == (want, True, False)

@@ -8,15 +8,16 @@ import random
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import Qwen3ForCausalLM
+
 from gymrl.agents.engines import EngineFault, EngineSettings, GenerationRequest, Sampling
 from gymrl.agents.engines.sampling import draw, truncate, uniforms
 from gymrl.agents.engines.slots import SlotTable
 from gymrl.agents.engines.transformers import TransformersEngine
 from gymrl.agents.ragged import NAME
 from gymrl.rl.tiny import make_model
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from transformers import Qwen3ForCausalLM
 
 VOCAB = 320
 
@@ -52,7 +53,9 @@ def check_logprobs(model: Qwen3ForCausalLM, request: GenerationRequest, done) ->
     torch.testing.assert_close(torch.tensor(done.logprobs), want, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.7}, {"temperature": 0.7, "top_k": 9}, {"top_p": 0.6}])
+@pytest.mark.parametrize(
+    "sampling", [{}, {"temperature": 0.7}, {"temperature": 0.7, "top_k": 9}, {"top_p": 0.6}]
+)
 async def test_logprobs_are_those_of_the_distribution_sampled_from(sampling):
     served = engine()
     asked = requests(20, **sampling)  # more than there are slots
@@ -63,7 +66,8 @@ async def test_logprobs_are_those_of_the_distribution_sampled_from(sampling):
         check_logprobs(policy(), request, generation)
         assert set(generation.versions) == {0}
     longer = [  # a second turn: the slots remember the first
-        GenerationRequest((*r.prompt_ids, *g.ids, 11, 12), r.sampling, r.stop_ids) for r, g in zip(asked, done, strict=True)
+        GenerationRequest((*r.prompt_ids, *g.ids, 11, 12), r.sampling, r.stop_ids)
+        for r, g in zip(asked, done, strict=True)
     ]
     for request, generation in zip(longer, await served.generate_batch(longer), strict=True):
         check_logprobs(policy(), request, generation)
@@ -95,7 +99,9 @@ async def test_stop_reasons():
     (request,) = requests(1, temperature=0.0)
     free = await served.generate(GenerationRequest(request.prompt_ids, Sampling(0.0, max_tokens=5), ()))
     assert free.stop == "length" and len(free.ids) == 5
-    stopped = await served.generate(GenerationRequest(request.prompt_ids, Sampling(0.0, max_tokens=5), (free.ids[2],)))
+    stopped = await served.generate(
+        GenerationRequest(request.prompt_ids, Sampling(0.0, max_tokens=5), (free.ids[2],))
+    )
     assert stopped.stop == "stop" and stopped.ids == free.ids[: free.ids.index(free.ids[2]) + 1]
     full = await served.generate(GenerationRequest((1,) * 60, Sampling(seed=1, max_tokens=50), ()))
     assert full.stop == "context" and len(full.ids) == 4
@@ -131,7 +137,7 @@ async def test_weights_change_under_running_requests():
     await served.resume()
     done = await running
     switch = done.versions.index(1)
-    assert 0 < switch and done.versions == (0,) * switch + (1,) * (100 - switch)
+    assert switch > 0 and done.versions == (0,) * switch + (1,) * (100 - switch)
     ids = torch.tensor([request.prompt_ids + done.ids])
     for model, part in ((policy(0), slice(0, switch)), (policy(1), slice(switch, None))):
         lp = model(ids).logits[0].log_softmax(-1)[2:-1].gather(-1, ids[0, 3:, None])[:, 0]
@@ -141,7 +147,9 @@ async def test_weights_change_under_running_requests():
 
 async def test_a_cancelled_request_frees_its_slot():
     served = engine(slots=1)
-    running = asyncio.ensure_future(served.generate(GenerationRequest((3,), Sampling(seed=1, max_tokens=120), ())))
+    running = asyncio.ensure_future(
+        served.generate(GenerationRequest((3,), Sampling(seed=1, max_tokens=120), ()))
+    )
     await asyncio.sleep(0.01)
     running.cancel()
     done = await asyncio.wait_for(served.generate(requests(1)[0]), 30)
@@ -173,7 +181,7 @@ def test_a_folder_that_is_no_model(tmp_path):
 def test_draws_follow_the_distribution():
     logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]]).repeat(20_000, 1)
     u = torch.from_numpy(uniforms(np.arange(20_000), np.zeros(20_000)))
-    assert 0 <= u.min() and u.max() < 1 and abs(u.mean().item() - 0.5) < 0.01
+    assert u.min() >= 0 and u.max() < 1 and abs(u.mean().item() - 0.5) < 0.01
     ids, _ = draw(logits, 0.7, 0, 1.0, u)
     want = (logits[0] / 0.7).softmax(-1)
     got = torch.bincount(ids, minlength=4) / 20_000
@@ -193,7 +201,9 @@ def test_truncation_keeps_the_smallest_sufficient_set(logits, top_p, top_k):
 
 
 @settings(max_examples=60)
-@given(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=5), min_size=1, max_size=25), st.integers(1, 4))
+@given(
+    st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=5), min_size=1, max_size=25), st.integers(1, 4)
+)
 def test_slots_hand_back_the_longest_memory(prompts, slots):
     table = SlotTable(slots)
     held: dict[int, tuple[int, ...]] = {}

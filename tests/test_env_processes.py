@@ -18,7 +18,7 @@ from gymrl.envs import Action, Environment, EnvironmentFault, TaskSpec, register
 from gymrl.envs.processes import ProcessPool
 from gymrl.envs.workers import EnvPool
 
-TOYS = '''
+TOYS = """
 import asyncio, os, signal, sys
 from gymrl.envs import Environment
 
@@ -69,7 +69,7 @@ class AsyncToy(Toy):
     async def step(self, action):
         await asyncio.sleep(3600 if action.text == "wait" else 0)
         return action.text, 1.0, True
-'''
+"""
 
 
 @pytest.fixture
@@ -122,7 +122,9 @@ async def test_a_dead_worker_fails_its_calls_and_is_replaced(toys: str) -> None:
     dying, beside = await pool.open(toys, {}), await pool.open(toys, {})
     await dying.reset(task())
     await beside.reset(task())
-    with pytest.raises(EnvironmentFault, match=r"test/Toy-v0\.step: the worker process \d+ died \(killed by SIGKILL\)"):
+    with pytest.raises(
+        EnvironmentFault, match=r"test/Toy-v0\.step: the worker process \d+ died \(killed by SIGKILL\)"
+    ):
         await dying.step(Action("die"))
     for handle in (dying, beside):
         with pytest.raises(EnvironmentFault, match="SIGKILL"):
@@ -219,7 +221,9 @@ async def test_a_class_that_no_process_can_import_is_named() -> None:
     with pytest.raises(EnvironmentFault, match=r"cannot import .*Local from a function: move the class"):
         await pool.open("test/Local-v0", {})
     Local.__qualname__, Local.__module__ = "Local", "no_such_module_anywhere"
-    with pytest.raises(EnvironmentFault, match=r"cannot import no_such_module_anywhere:Local .*installed module"):
+    with pytest.raises(
+        EnvironmentFault, match=r"cannot import no_such_module_anywhere:Local .*installed module"
+    ):
         await pool.open("test/Local-v0", {})
     await pool.aclose()
 

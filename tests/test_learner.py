@@ -6,6 +6,10 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
 from gymrl.agents.ragged import NAME
 from gymrl.agents.records import Episode, Turn
 from gymrl.envs.records import Message, TaskSpec
@@ -14,9 +18,6 @@ from gymrl.rl.learner import Learner, LearnerSettings, schedule
 from gymrl.rl.losses.aggregation import token_weights
 from gymrl.rl.tiny import make_model
 from gymrl.rl.trainers.sft import chosen, negative_logprob
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 VOCAB = 320
 
@@ -89,7 +90,9 @@ def test_a_step_does_not_depend_on_how_it_is_cut():
         assert done.loss == pytest.approx(results[0][0].loss, rel=1e-5)
         assert done.grad_norm == pytest.approx(results[0][0].grad_norm, rel=1e-4)
         for got, want in zip(params, results[0][1], strict=True):
-            torch.testing.assert_close(got, want, atol=2e-4, rtol=0)  # Adam's first step is a sign: 1e-3 apart at worst
+            torch.testing.assert_close(
+                got, want, atol=2e-4, rtol=0
+            )  # Adam's first step is a sign: 1e-3 apart at worst
 
 
 def test_gradient_by_finite_differences():
@@ -103,7 +106,10 @@ def test_gradient_by_finite_differences():
 
     def loss() -> torch.Tensor:
         hidden = model.model(
-            input_ids=batch.ids_T[None], position_ids=batch.packed.positions[None], ragged=batch.packed, use_cache=False
+            input_ids=batch.ids_T[None],
+            position_ids=batch.packed.positions[None],
+            ragged=batch.packed,
+            use_cache=False,
         ).last_hidden_state[0]
         lp = model.lm_head(hidden[batch.predict_N]).log_softmax(-1).gather(-1, batch.target_N[:, None])[:, 0]
         return -(lp * batch.weight_N.double()).sum()
@@ -130,7 +136,14 @@ def test_observation_tokens_carry_no_loss():
     # An observation after the last action changes nothing at all.
     tail = np.concatenate([seq.action, np.zeros(5, dtype=bool)])
     longer = [
-        TokenSequence(np.concatenate([seq.ids, rng.integers(0, VOCAB, 5)]), tail, tail * 0.0, tail * 1.0, tail * 0, tail * 0)
+        TokenSequence(
+            np.concatenate([seq.ids, rng.integers(0, VOCAB, 5)]),
+            tail,
+            tail * 0.0,
+            tail * 1.0,
+            tail * 0,
+            tail * 0,
+        )
         for _ in range(2)
     ]
     l = learner()

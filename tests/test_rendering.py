@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from gymrl.agents.parsers import parse_action, tool_calls
 from gymrl.agents.rendering import Conversation, Renderer, RenderingFault
 from gymrl.envs.records import Message, Observation, Tool
 from gymrl.rl.tiny import make_tokenizer
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-TOKENIZER = make_tokenizer(["What is 12 + 34?", "```python\nprint(12 + 34)\n```", "<answer>46</answer>"] * 3, 400)
+TOKENIZER = make_tokenizer(
+    ["What is 12 + 34?", "```python\nprint(12 + 34)\n```", "<answer>46</answer>"] * 3, 400
+)
 START = Observation((Message("system", "Be brief."), Message("user", "What is 12 + 34?")))
 
 
@@ -31,7 +34,11 @@ def test_a_conversation_is_the_concatenation_of_what_was_shown_and_said():
     second = talk.observe(Observation.of("46"))
     assert second.extends and second.segment == 0
     assert second.ids == first.ids + said + second.new_ids
-    messages = [*START.messages, Message("assistant", "```python\nprint(12 + 34)\n```"), Message("user", "46")]
+    messages = [
+        *START.messages,
+        Message("assistant", "```python\nprint(12 + 34)\n```"),
+        Message("user", "46"),
+    ]
     assert r.decode(second.ids) == r.text(messages, ())
 
 
@@ -52,7 +59,11 @@ def test_any_sampled_ids_are_kept_as_they_are(turns, stops):
         if prompt.segment == segment:
             assert prompt.ids[start : start + len(said)] == said
         sampled.append((said, segment))
-    assert prompt.segment == 0 or not stops or any("\ufffd" in r.decode(s) or r.decode(s).strip() for s, _ in sampled)
+    assert (
+        prompt.segment == 0
+        or not stops
+        or any("\ufffd" in r.decode(s) or r.decode(s).strip() for s, _ in sampled)
+    )
 
 
 def test_a_turn_that_was_cut_off_is_closed_by_the_template_not_by_the_policy():

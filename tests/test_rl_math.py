@@ -6,6 +6,9 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
 from gymrl.agents.records import Episode, Turn
 from gymrl.envs.records import Message, TaskSpec
 from gymrl.rl.advantages.grpo import grpo
@@ -14,11 +17,11 @@ from gymrl.rl.groups import Group, group_by_task
 from gymrl.rl.losses.aggregation import token_weights
 from gymrl.rl.losses.clip import clipped_loss
 from gymrl.rl.losses.mismatch import truncated_importance
-from hypothesis import given
-from hypothesis import strategies as st
 
 TASK = TaskSpec.make("toy/Toy-v0", "1", "train", 0)
-rewards = st.lists(st.lists(st.sampled_from([0.0, 0.25, 1.0, -1.0]), min_size=1, max_size=6), min_size=1, max_size=4)
+rewards = st.lists(
+    st.lists(st.sampled_from([0.0, 0.25, 1.0, -1.0]), min_size=1, max_size=6), min_size=1, max_size=4
+)
 
 
 def turn(reward: float = 0.0, void: bool = False, ids: tuple[int, ...] = (5, 6)) -> Turn:
@@ -26,7 +29,9 @@ def turn(reward: float = 0.0, void: bool = False, ids: tuple[int, ...] = (5, 6))
     return Turn((Message("user", "?"),), "x", (), (1, 2), ids, (-0.5,) * n, (0,) * n, 0, "stop", reward, void)
 
 
-def episode(*turns: Turn, ending: str = "terminated", reason: str = "", task: TaskSpec = TASK, sample: int = 0) -> Episode:
+def episode(
+    *turns: Turn, ending: str = "terminated", reason: str = "", task: TaskSpec = TASK, sample: int = 0
+) -> Episode:
     return Episode(task, turns, ending, reason, sample=sample)  # type: ignore[arg-type]
 
 
@@ -66,7 +71,10 @@ def test_grpo_golden_vector():
 floats = st.floats(-4, 4)
 
 
-@given(st.lists(st.tuples(floats, floats, st.floats(-3, 3)), min_size=1, max_size=20), st.sampled_from([None, 3.0]))
+@given(
+    st.lists(st.tuples(floats, floats, st.floats(-3, 3)), min_size=1, max_size=20),
+    st.sampled_from([None, 3.0]),
+)
 def test_clipped_loss_is_the_formula(rows, dual):
     lp, old, a = (torch.tensor(column, dtype=torch.float64) for column in zip(*rows, strict=True))
     got, _ = clipped_loss(lp, old, a, 0.2, 0.28, dual)
@@ -108,7 +116,9 @@ def test_token_weights_are_the_means_they_are_named_after(counts):
     }
     for how, value in want.items():
         weights = token_weights(torch.tensor(counts), how, 50)
-        assert sum(w * sum(row) for w, row in zip(weights.tolist(), losses, strict=True)) == pytest.approx(value)
+        assert sum(w * sum(row) for w, row in zip(weights.tolist(), losses, strict=True)) == pytest.approx(
+            value
+        )
 
 
 def test_importance_is_truncated_and_carries_no_gradient():
@@ -122,7 +132,9 @@ def test_a_group_is_one_task():
     other = TaskSpec.make("toy/Toy-v0", "1", "train", 1)
     with pytest.raises(ValueError, match="a group is one task"):
         Group(TASK, (episode(turn()), episode(turn(), task=other)))
-    groups = group_by_task([episode(turn(), sample=0), episode(turn(), task=other), episode(turn(), sample=1)])
+    groups = group_by_task(
+        [episode(turn(), sample=0), episode(turn(), task=other), episode(turn(), sample=1)]
+    )
     assert [len(group.episodes) for group in groups] == [2, 1]
 
 

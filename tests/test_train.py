@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from gymrl.agents.episodes import read_jsonl
 from gymrl.rl.folder import RunFault
 from gymrl.rl.recipes import RecipeError, dump, keys, load, parse, shipped
 from gymrl.rl.run import train
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 SMALL = [
     "model.hidden=64", "model.heads=2", "model.kv_heads=1", "model.layers=1", "sft.demonstrations=12", "sft.steps=7", "sft.batch=4",
@@ -29,7 +30,9 @@ def start(out: Path, *extra: str) -> subprocess.Popen[str]:
     code = "import sys; from pathlib import Path; from gymrl.rl.run import train; " + (
         "sys.exit(train('quickstart', sys.argv[2:], None, Path(sys.argv[1])))"
     )
-    return subprocess.Popen([sys.executable, "-c", code, str(out), *SMALL, *extra], text=True, stdout=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(out), *SMALL, *extra], text=True, stdout=subprocess.PIPE
+    )
 
 
 def metrics(run: Path) -> list[dict]:
@@ -47,8 +50,12 @@ def same_run(a: Path, b: Path) -> None:
     assert metrics(a) == metrics(b)
     for stage in ("base", "sft", "rl"):
         first, second = (list(read_jsonl(run / "episodes" / f"eval-{stage}.jsonl")) for run in (a, b))
-        assert [[t.completion_ids for t in e.turns] for e in first] == [[t.completion_ids for t in e.turns] for e in second]
-        assert [[t.logprobs for t in e.turns] for e in first] == [[t.logprobs for t in e.turns] for e in second]
+        assert [[t.completion_ids for t in e.turns] for e in first] == [
+            [t.completion_ids for t in e.turns] for e in second
+        ]
+        assert [[t.logprobs for t in e.turns] for e in first] == [
+            [t.logprobs for t in e.turns] for e in second
+        ]
     stages = [json.loads((run / "summary.json").read_text()) for run in (a, b)]
     for summary in stages:
         for stage in summary["stages"]:
@@ -74,7 +81,9 @@ def test_the_run_folder_stands_alone(whole):
     for stage in summary["stages"]:
         assert 0 <= stage["low"] <= stage["success"] <= stage["high"] <= 1 and stage["episodes"] == 4
     rows = metrics(whole)
-    assert [(r["stage"], r["step"]) for r in rows] == [("sft", s) for s in range(7)] + [("rl", s) for s in range(5)]
+    assert [(r["stage"], r["step"]) for r in rows] == [("sft", s) for s in range(7)] + [
+        ("rl", s) for s in range(5)
+    ]
     assert load(whole / "recipe.toml") == load("quickstart", SMALL)
     assert len(list((whole / "episodes" / "rl").glob("*.jsonl"))) == 5
     for name in ("base", "sft", "rl"):
@@ -90,7 +99,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(whole, tmp_path, stop, stage)
     out = tmp_path / "run"
     process = start(out)
     while process.poll() is None:
-        if (out / "metrics.jsonl").exists() and any(r["stage"] == stage and r["step"] >= 2 for r in metrics_so_far(out)):
+        if (out / "metrics.jsonl").exists() and any(
+            r["stage"] == stage and r["step"] >= 2 for r in metrics_so_far(out)
+        ):
             process.send_signal(getattr(signal, stop))
             break
         time.sleep(0.01)
@@ -178,7 +189,9 @@ def test_recipes(tmp_path):
         (tmp_path / "copy.toml").write_text(dump(recipe))
         assert load(tmp_path / "copy.toml") == recipe
         assert path.read_text().startswith("# ")
-    assert parse({"name": "x"}, ["env.params.tasks=reasoning-gym:chain_sum"]).env.params == {"tasks": "reasoning-gym:chain_sum"}
+    assert parse({"name": "x"}, ["env.params.tasks=reasoning-gym:chain_sum"]).env.params == {
+        "tasks": "reasoning-gym:chain_sum"
+    }
 
 
 def test_a_context_too_small_for_the_environment_is_named(tmp_path):

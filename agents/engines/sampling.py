@@ -12,7 +12,9 @@ def uniforms(seeds_B: np.ndarray, counts_B: np.ndarray) -> np.ndarray:
     A sequence's n-th token always draws the same number, whatever else is in the batch.
     """
     with np.errstate(over="ignore"):
-        z = seeds_B.astype(np.uint64) + (counts_B.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        z = seeds_B.astype(np.uint64) + (counts_B.astype(np.uint64) + np.uint64(1)) * np.uint64(
+            0x9E3779B97F4A7C15
+        )
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z = z ^ (z >> np.uint64(31))

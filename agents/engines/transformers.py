@@ -281,7 +281,11 @@ class TransformersEngine(Engine):
             self._slots.give(run.slot, run.tokens[: run.known])
             run.future.set_result(
                 Generation(
-                    tuple(run.ids), tuple(run.logprobs), tuple(run.versions), stop, time.perf_counter() - run.began
+                    tuple(run.ids),
+                    tuple(run.logprobs),
+                    tuple(run.versions),
+                    stop,
+                    time.perf_counter() - run.began,
                 )
             )
         self._running = still

@@ -99,5 +99,9 @@ def _explain(error: ValidationError) -> str:
             guess = near[0] if near else (same[0] if same else "")
             parts.append(f"unknown recipe key {key!r}" + (f": did you mean {guess!r}?" if guess else ""))
         else:
-            parts.append(f"{key or 'recipe'}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})"[:300])
+            parts.append(
+                f"{key or 'recipe'}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})"[
+                    :300
+                ]
+            )
     return "; ".join(parts)

@@ -60,7 +60,8 @@ class SftSection(Section):
 
     demonstrations: int = Field(200, ge=1)
     params: dict[str, Any] = Field(
-        default_factory=dict, description="environment parameters of the demonstrations alone, over env.params"
+        default_factory=dict,
+        description="environment parameters of the demonstrations alone, over env.params",
     )
     steps: int = Field(300, ge=1)
     batch: int = Field(32, ge=1, description="demonstrations a step")
@@ -114,7 +115,9 @@ class LogSection(Section):
 
     checkpoint_every: int = Field(20, ge=1, description="optimiser or RL steps")
     episodes_every: int = Field(1, ge=1, description="RL steps whose episodes are kept")
-    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=lambda: ["tensorboard"])
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
+        default_factory=lambda: ["tensorboard"]
+    )
 
 
 class Recipe(Section):

@@ -94,7 +94,12 @@ def learn(
 
 
 def _update(
-    learner: Learner, sequences: list[TokenSequence], settings: RlSection, temperature: float, lr: float, step: int
+    learner: Learner,
+    sequences: list[TokenSequence],
+    settings: RlSection,
+    temperature: float,
+    lr: float,
+    step: int,
 ) -> dict[str, Any]:
     """The optimiser steps on one step's sequences: `updates` disjoint parts of them, one after the other."""
     parts = [sequences[i :: settings.updates] for i in range(settings.updates)]
@@ -110,16 +115,16 @@ def _update(
         chosen = [part[i] for i in live]
         if old is not None:
             chosen = [_with_old(part[i], old[number][i]) for i in live]
-        result = learner.step(
-            chosen, [weights_S[i] for i in live], _loss_of(settings), lr, temperature
-        )
+        result = learner.step(chosen, [weights_S[i] for i in live], _loss_of(settings), lr, temperature)
         totals["loss"] += result.loss / settings.updates
         totals["grad_norm"] += result.grad_norm / settings.updates
         totals["tokens"] += result.tokens
         totals["actions"] += result.actions
         totals["skipped"] += int(result.skipped)
         for name, value in result.sums.items():
-            sums[name] = max(sums.get(name, 0.0), value) if name.endswith("_max") else sums.get(name, 0.0) + value
+            sums[name] = (
+                max(sums.get(name, 0.0), value) if name.endswith("_max") else sums.get(name, 0.0) + value
+            )
     many = max(1, totals["actions"])
     return totals | {name: value if name.endswith("_max") else value / many for name, value in sums.items()}
 
@@ -154,9 +159,7 @@ def _episode_metrics(
 ) -> dict[str, Any]:
     episodes = [episode for group in groups for episode in group.episodes]
     count = summarise(episodes)
-    spread = [
-        len(set(rewards_PG[p][counted_PG[p]].tolist())) > 1 for p in range(len(groups))
-    ]
+    spread = [len(set(rewards_PG[p][counted_PG[p]].tolist())) > 1 for p in range(len(groups))]
     return {
         "reward": count.reward,
         "success": count.success,

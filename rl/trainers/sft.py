@@ -36,7 +36,11 @@ def chosen(step: int, count: int, batch: int, seed: int) -> list[int]:
 
 
 def sft_step(
-    learner: Learner, demonstrations: Sequence[Sequence[TokenSequence]], settings: SftSection, step: int, seed: int
+    learner: Learner,
+    demonstrations: Sequence[Sequence[TokenSequence]],
+    settings: SftSection,
+    step: int,
+    seed: int,
 ) -> dict[str, Any]:
     """One optimiser step, loss -sum(lp) / number of action tokens (algorithm `sft`). Returns its metrics."""
     began = time.perf_counter()
