@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import importlib.util
 import json
 import platform
 import signal
@@ -27,7 +28,7 @@ from gymrl.envs.workers import EnvPool
 from gymrl.rl.batches import TokenSequence, sequences_of
 from gymrl.rl.demonstrations import demonstrate, tokenise
 from gymrl.rl.display import Display
-from gymrl.rl.folder import Progress, RunFolder
+from gymrl.rl.folder import Progress, RunFault, RunFolder
 from gymrl.rl.learner import Learner, LearnerSettings
 from gymrl.rl.memory import keep_freed_memory
 from gymrl.rl.policy import load_renderer, start_policy
@@ -54,26 +55,40 @@ def train(
     if resume is not None:
         folder = RunFolder.open(resume)
         resolved = load(folder.path / "recipe.toml", overrides)
+        pool = open_pool(resolved)
     else:
         resolved = load(recipe or "quickstart", overrides)
+        pool = open_pool(resolved)  # before there is a folder: a wrong name leaves nothing behind
         stamp = time.strftime("%Y%m%d-%H%M%S")
         folder = RunFolder.create(out or Path("runs") / f"{resolved.name}-{stamp}", dump(resolved))
     with asyncio.Runner() as loop:
-        run = Run(resolved, folder, Display(), loop)
+        run = Run(resolved, folder, pool, Display(), loop)
+        hint = f"go on with: gymrl train --resume {folder.path}"
         try:
             run.all()
             return 0
         except Interrupted:
-            run.display.note(f"interrupted; go on with: gymrl train --resume {folder.path}")
+            run.display.note(f"interrupted; {hint}")
             return INTERRUPTED
+        except Exception:
+            if run.progress.checkpoint:
+                run.display.note(f"stopped by an error; once it is mended, {hint}")
+            raise
         finally:
             run.close()
+
+
+def open_pool(recipe: Recipe) -> EnvPool:
+    """The environments of a recipe."""
+    return EnvPool(recipe.env.id, recipe.env.params, recipe.env.workers)
 
 
 class Run:
     """The state of a run in progress."""
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, display: Display, loop: asyncio.Runner) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: RunFolder, pool: EnvPool, display: Display, loop: asyncio.Runner
+    ) -> None:
         transformers_logging.disable_progress_bar()
         keep_freed_memory()
         self.recipe, self.folder, self.display, self.loop = recipe, folder, display, loop
@@ -86,7 +101,7 @@ class Run:
         }  # fmt: skip
         self.earlier: float = self.summary["seconds"]
         self.summary["status"] = "running"
-        self.pool = EnvPool(recipe.env.id, recipe.env.params, recipe.env.workers)
+        self.pool = pool
         self.engine: Engine | None = None
         self.phases = ["evaluate base"]
         for stage in recipe.stages:
@@ -115,6 +130,9 @@ class Run:
 
     def _prepare(self) -> None:
         recipe, folder = self.recipe, self.folder
+        for tracker in recipe.log.trackers:
+            if importlib.util.find_spec(tracker) is None:
+                raise RunFault(f"log.trackers names {tracker}, which is not installed: pip install {tracker}")
         torch.manual_seed(recipe.seed)
         self.accelerator = Accelerator(
             mixed_precision=recipe.learner.mixed_precision, log_with=list(recipe.log.trackers) or None,
@@ -140,7 +158,8 @@ class Run:
             sequences_of(tokenise(episode, self.renderer)) for episode in demonstrations
         ]
         self._check_context()
-        source, state = base, {}
+        source = base
+        state: dict[str, Any] = {}
         if self.progress.checkpoint:
             source, state = folder.read_checkpoint(self.progress.checkpoint)
         s = recipe.learner
