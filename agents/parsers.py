@@ -16,7 +16,7 @@ def tool_calls(text: str) -> tuple[ToolCall, ...]:
 
     A call that is not closed, not JSON, or has no name is none.
     """
-    found = []
+    found: list[ToolCall] = []
     for body in _CALL.findall(text):
         try:
             data = json.loads(body)

@@ -62,8 +62,8 @@ class Packed:
     """Several whole sequences, one after the other in the flat row, none of which sees another."""
 
     def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu", bucket: int = 64) -> None:
-        """`lengths` are the sequences' token counts, in order. Sequences are attended to in groups of like length (within
-        `bucket` tokens), so that padding inside the attention stays small."""
+        """`lengths` are the sequences' token counts, in order. Sequences are attended to in groups of like length
+        (within `bucket` tokens), so that padding inside the attention stays small."""
         lengths_B = torch.tensor(lengths)
         starts_B = torch.cumsum(lengths_B, 0) - lengths_B
         self.positions = torch.cat([torch.arange(n) for n in lengths]).to(device)
@@ -95,7 +95,8 @@ class Packed:
         """Causal attention inside every sequence: query [H, T, D] -> [T, H, D]."""
         heads, _, size = query.shape
         repeats = heads // key.shape[0]
-        padded = [_Pad.apply(self.places, x.transpose(0, 1).flatten(1)) for x in (query, key, value)]
+        flat = [x.transpose(0, 1).flatten(1) for x in (query, key, value)]
+        padded = [_Pad.apply(self.places, x_TF) for x_TF in flat]  # type: ignore[no-untyped-call]
         outs = []
         for place, q, k, v in zip(self.places, *padded, strict=True):
             q, k, v = (x.view(place.rows, place.width, -1, size).transpose(1, 2) for x in (q, k, v))

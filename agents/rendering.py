@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,13 +47,14 @@ class Renderer:
         if any(message.images for message in messages):
             raise RenderingFault("this policy takes text only: choose an environment without images")
         plain: list[dict[str, Any]] = [{"role": m.role, "content": m.text} for m in messages]
-        schemas = [tool.schema() for tool in tools] or None
+        schemas: list[dict[Any, Any] | Callable[..., Any]] = [tool.schema() for tool in tools]
         try:
-            return self.tokenizer.apply_chat_template(  # type: ignore[no-any-return, return-value]
-                plain, tools=schemas, add_generation_prompt=generate, tokenize=False
+            rendered = self.tokenizer.apply_chat_template(
+                plain, tools=schemas or None, add_generation_prompt=generate, tokenize=False
             )
         except Exception as error:  # jinja raises whatever the template's author chose
             raise RenderingFault(f"the chat template refused the conversation: {error}") from error
+        return str(rendered)
 
     def encode(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))

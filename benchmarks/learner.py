@@ -75,8 +75,8 @@ def main() -> None:
         for chosen in cut(data, budget):
             batch = make_batch([data[i] for i in chosen], [weights[i] for i in chosen])
             logits = packed_model(
-                input_ids=batch.ids_T[None], position_ids=batch.packed.positions[None], ragged=batch.packed, use_cache=False,
-                logits_to_keep=batch.predict_N,
+                input_ids=batch.ids_T[None], position_ids=batch.packed.positions[None], ragged=batch.packed,
+                use_cache=False, logits_to_keep=batch.predict_N,
             ).logits[0]  # fmt: skip
             (cross_entropy(logits, batch.target_N, reduction="none") * batch.weight_N).sum().backward()
         torch.nn.utils.clip_grad_norm_(packed_model.parameters(), 1.0)
@@ -116,7 +116,8 @@ def main() -> None:
     speed = alternate({"ours": ours, "packed": bare_packed, "padded": bare_padded}, args.repeats)
     print(
         f"{args.sequences} sequences, {tokens} tokens: learner {speed['ours']:.0f} tokens/s; "
-        f"{speed['ours'] / speed['packed']:.2f} of the bare packed loop, {speed['ours'] / speed['padded']:.2f} of the bare padded loop"
+        f"{speed['ours'] / speed['packed']:.2f} of the bare packed loop, "
+        f"{speed['ours'] / speed['padded']:.2f} of the bare padded loop"
     )
 
 

@@ -26,7 +26,7 @@ def list_() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from gymrl.leaderboards.suites import read_suite, shipped
+    from gymrl.leaderboards.suite import read_suite, shipped
 
     table = Table("suite", "environment", "tasks", "hash", "what it is")
     for name in shipped():
@@ -48,7 +48,7 @@ def run(
 ) -> None:
     """Play a suite with a policy and write the result. Run it again after an interruption and it goes on."""
     from gymrl.leaderboards.runner import run_suite
-    from gymrl.leaderboards.suites import load_suite
+    from gymrl.leaderboards.suite import load_suite
 
     chosen = load_suite(suite)
     command = ["gymrl", "leaderboard", "run", suite, "--policy", policy]
@@ -89,7 +89,7 @@ def show_(
 
     from gymrl.leaderboards import tables
     from gymrl.leaderboards.results import find_results
-    from gymrl.leaderboards.suites import read_suite, shipped
+    from gymrl.leaderboards.suite import read_suite, shipped
 
     everything: dict[str, object] = {}
     for name in [suite] if suite else list(shipped()):
@@ -141,7 +141,7 @@ def hash_(
     update: Annotated[bool, typer.Option("--update", help="Write it into the file.")] = False,
 ) -> None:
     """Print the hash of a suite's content, for those who make suites."""
-    from gymrl.leaderboards.suites import read_suite, update_hash
+    from gymrl.leaderboards.suite import read_suite, update_hash
 
     typer.echo(update_hash(file) if update else read_suite(file).content_hash())
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 from gymrl.envs.marks import answer, code_blocks
@@ -28,7 +30,7 @@ class Environment:
     or release the GIL, `process` for worlds that compute for long or are not safe in threads."""
     max_turns: int = 8
     """Turns after which an episode is truncated."""
-    sizes: dict[str, int] = {"train": 2**31, "val": 2**31, "test": 2**31}
+    sizes: Mapping[str, int] = MappingProxyType({"train": 2**31, "val": 2**31, "test": 2**31})
     """How many tasks each split has."""
     success_reward: ClassVar[float] = 1.0
     """An episode whose rewards sum to at least this counts as a success."""

@@ -2,7 +2,7 @@
 
 from gymrl.leaderboards.results import Result, compare_results, find_results, read_result
 from gymrl.leaderboards.runner import run_suite
-from gymrl.leaderboards.suites import Suite, SuiteError, load_suite, shipped
+from gymrl.leaderboards.suite import Suite, SuiteError, load_suite, shipped
 
 __all__ = [
     "Result",

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from gymrl.agents.evaluation import Evaluation
 from gymrl.leaderboards.statistics import Comparison, compare
-from gymrl.leaderboards.suites import Record, Suite
+from gymrl.leaderboards.suite import Record, Suite
 
 FORMAT = 1
 PUBLISHED = Path(__file__).parent / "published"

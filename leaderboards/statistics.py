@@ -38,7 +38,8 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
     Agresti, Categorical Data Analysis, 3rd ed., section 11.1.4)."""
     total = only_a + only_b
     tail = sum(math.comb(total, k) for k in range(min(only_a, only_b) + 1))
-    return min(1.0, 2 * tail / 2**total)
+    p: float = min(1.0, 2 * tail / 2**total)
+    return p
 
 
 def paired_interval(only_a: int, only_b: int, pairs: int) -> tuple[float, float]:

@@ -53,6 +53,6 @@ def tokenise(episode: Episode, renderer: Renderer) -> Episode:
                 logprobs=(0.0,) * len(ids),
                 versions=(-1,) * len(ids),
                 segment=prompt.segment,
-            )  # fmt: skip
+            )
         )
     return replace(episode, turns=tuple(turns))

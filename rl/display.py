@@ -71,6 +71,7 @@ class Display:
             table.add_row(
                 names.get(stage["name"], stage["name"]),
                 f"{stage['success']:.3f} \\[{stage['low']:.3f}, {stage['high']:.3f}]",
-                f"{stage['turns']:.2f}", f"{stage['void_turns']:.3f}", str(stage["episodes"]), f"{stage['seconds']:.1f}",
+                f"{stage['turns']:.2f}", f"{stage['void_turns']:.3f}", str(stage["episodes"]),
+                f"{stage['seconds']:.1f}",
             )  # fmt: skip
         self.console.print(table)

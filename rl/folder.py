@@ -99,7 +99,8 @@ class RunFolder:
             return folder, torch.load(folder / "trainer.pt", weights_only=True)
         except Exception as error:
             raise RunFault(
-                f"the checkpoint {folder} cannot be read ({type(error).__name__}: {error}): restore it, or start a new run"
+                f"the checkpoint {folder} cannot be read ({type(error).__name__}: {error}): "
+                "restore it, or start a new run"
             ) from error
 
     def drop_checkpoints(self, keep: Iterable[str]) -> None:

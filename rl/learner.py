@@ -80,11 +80,13 @@ class Learner:
     def logprobs(
         self, batch: Batch, temperature: float = 1.0, entropy: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Log-probabilities [N] (float32, nats) of the action tokens at the sampling temperature, and their entropy [N]."""
+        """Log-probabilities [N] (float32, nats) of the action tokens at the sampling temperature, and
+        their entropy [N]."""
         base = self.model.get_decoder() if hasattr(self.model, "get_decoder") else self.model.model
         with self.accelerator.autocast():
             hidden_T = base(
-                input_ids=batch.ids_T[None], position_ids=batch.packed.positions[None], ragged=batch.packed, use_cache=False
+                input_ids=batch.ids_T[None], position_ids=batch.packed.positions[None], ragged=batch.packed,
+                use_cache=False,
             ).last_hidden_state[0]  # fmt: skip
         head = self.model.get_output_embeddings()
         hidden_N = hidden_T[batch.predict_N]

@@ -11,8 +11,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 def keep_freed_memory() -> bool:
     """Let glibc keep what tensors free instead of giving it back to the kernel at once.
 
-    By default every large tensor is mapped anew and its pages are zeroed by the kernel, step after step. Returns whether
-    it could be set (Linux with glibc); elsewhere nothing changes.
+    By default every large tensor is mapped anew and its pages are zeroed by the kernel, step after step. Returns
+    whether it could be set (Linux with glibc); elsewhere nothing changes.
     """
     if not sys.platform.startswith("linux"):
         return False

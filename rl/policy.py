@@ -32,8 +32,8 @@ def start_policy(recipe: Recipe, demonstrations: list[Episode], folder: Path) ->
         found = AutoTokenizer.from_pretrained(recipe.model.path)
     except Exception as error:  # the libraries raise a dozen kinds
         raise PolicyFault(
-            f"the model {recipe.model.path!r} cannot be loaded ({type(error).__name__}: {str(error)[:300]}): name a folder "
-            "or hub name with config.json, weights and tokenizer, or 'tiny'"
+            f"the model {recipe.model.path!r} cannot be loaded ({type(error).__name__}: {str(error)[:300]}): name a "
+            "folder or hub name with config.json, weights and tokenizer, or 'tiny'"
         ) from error
     loaded.save_pretrained(folder)
     found.save_pretrained(folder)

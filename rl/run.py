@@ -50,7 +50,8 @@ def train(
 ) -> int:
     """Run a recipe, or go on with a run; returns the exit code.
 
-    Raises RecipeError, RunFault, EngineFault, PolicyFault, DemonstrationFault, each with a sentence that names the mend.
+    Raises RecipeError, RunFault, EngineFault, PolicyFault, DemonstrationFault, each with a sentence that names the
+    mend.
     """
     if resume is not None:
         folder = RunFolder.open(resume)
@@ -195,8 +196,8 @@ class Run:
         longest = max((s.tokens for episode in self.demonstrations for s in episode), default=0)
         if longest > self.recipe.engine.max_context:
             raise ValueError(
-                f"the longest demonstration has {longest} tokens, engine.max_context is {self.recipe.engine.max_context}: "
-                f"set engine.max_context={-(-longest // 64) * 64} or more"
+                f"the longest demonstration has {longest} tokens, engine.max_context is "
+                f"{self.recipe.engine.max_context}: set engine.max_context={-(-longest // 64) * 64} or more"
             )
 
     # -- phases ----------------------------------------------------------------------------------------

@@ -34,13 +34,13 @@ def make_tokenizer(texts: Iterable[str], vocab_size: int = 512) -> PreTrainedTok
     The same texts give the same tokenizer. Any text can be encoded: all 256 bytes are in the vocabulary.
     """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(r"\d| ?[^\s\d\w]+|```|[ ]?[A-Za-z_]+|\s"), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=list(SPECIAL), show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
@@ -68,7 +68,7 @@ def make_model(
         head_dim=hidden // heads,
         max_position_embeddings=context,
         tie_word_embeddings=True,
-        rope_theta=10000.0,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         bos_token_id=None,
         eos_token_id=2,
         pad_token_id=0,
@@ -76,7 +76,8 @@ def make_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(config)
-    return model.float()
+    model.float()
+    return model
 
 
 def save_policy(folder: str | Path, model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Path:

@@ -17,7 +17,7 @@ from gymrl.cli import train as train_module
 from gymrl.cli.main import app, run, sentence
 from gymrl.envs import Action, Environment, register
 from gymrl.leaderboards import results as results_module
-from gymrl.leaderboards.suites import update_hash
+from gymrl.leaderboards.suite import update_hash
 
 GYMRL = [sys.executable, "-m", "gymrl.cli.main"]
 

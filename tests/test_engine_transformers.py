@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -126,12 +128,16 @@ async def test_new_weights_serve_as_a_fresh_engine_would():
     await fresh.close()
 
 
+def wait_for(condition: Callable[[], object]) -> None:
+    while not condition():
+        time.sleep(0.001)
+
+
 async def test_weights_change_under_running_requests():
     served = engine(0)
     request = GenerationRequest((3, 4, 5), Sampling(seed=3, max_tokens=100), ())
     running = asyncio.ensure_future(served.generate(request))
-    while not served._running:
-        await asyncio.sleep(0.001)
+    await asyncio.to_thread(wait_for, lambda: served._running)
     await served.pause()
     await served.load_weights(policy(1).state_dict().items(), 1)
     await served.resume()

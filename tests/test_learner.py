@@ -53,28 +53,28 @@ def plain_logprobs(model: Qwen3ForCausalLM, seq: TokenSequence, temperature: flo
 def test_packed_logprobs_equal_the_plain_models(temperature, logits_budget):
     rng = np.random.default_rng(0)
     seqs = [sequence(rng, n) for n in (5, 130, 17, 64, 9)]
-    l = learner(logits_budget=logits_budget)
+    ours = learner(logits_budget=logits_budget)
     batch = make_batch(seqs, [1.0] * 5)
-    lp, entropy = l.logprobs(batch, temperature, entropy=True)
-    want = torch.cat([plain_logprobs(l.model, s, temperature) for s in seqs])
+    lp, entropy = ours.logprobs(batch, temperature, entropy=True)
+    want = torch.cat([plain_logprobs(ours.model, s, temperature) for s in seqs])
     torch.testing.assert_close(lp.double(), want, atol=2e-5, rtol=0)
     assert (entropy > 0).all()
-    scored = l.score(seqs, temperature)
+    scored = ours.score(seqs, temperature)
     torch.testing.assert_close(torch.cat(scored).double(), want, atol=2e-5, rtol=0)
 
 
 def test_packed_sequences_do_not_see_each_other():
     rng = np.random.default_rng(1)
-    l = learner()
+    ours = learner()
     first, second = sequence(rng, 40), sequence(rng, 50)
-    alone, _ = l.logprobs(make_batch([second], [1.0]))
+    alone, _ = ours.logprobs(make_batch([second], [1.0]))
     for other in (first, sequence(rng, 40)):
-        together, _ = l.logprobs(make_batch([other, second], [1.0, 1.0]))
+        together, _ = ours.logprobs(make_batch([other, second], [1.0, 1.0]))
         torch.testing.assert_close(together[other.actions :], alone, atol=1e-6, rtol=0)
 
 
-def gradients(l: Learner) -> list[torch.Tensor]:
-    return [p.detach().clone() for p in l.model.parameters()]
+def gradients(ours: Learner) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in ours.model.parameters()]
 
 
 def test_a_step_does_not_depend_on_how_it_is_cut():
@@ -83,9 +83,9 @@ def test_a_step_does_not_depend_on_how_it_is_cut():
     weights = token_weights(torch.tensor([s.actions for s in seqs]), "token-mean").tolist()
     results = []
     for budget in (64, 200, 100_000):
-        l = learner(token_budget=budget)
-        done = l.step(seqs, weights, negative_logprob, lr=1e-3)
-        results.append((done, gradients(l)))
+        ours = learner(token_budget=budget)
+        done = ours.step(seqs, weights, negative_logprob, lr=1e-3)
+        results.append((done, gradients(ours)))
     for done, params in results[1:]:
         assert done.loss == pytest.approx(results[0][0].loss, rel=1e-5)
         assert done.grad_norm == pytest.approx(results[0][0].grad_norm, rel=1e-4)
@@ -100,7 +100,7 @@ def test_gradient_by_finite_differences():
     seqs = [sequence(rng, 12), sequence(rng, 20)]
     model = make_model(VOCAB, hidden=64, layers=1, heads=2, kv_heads=1, seed=1).double()
     model.set_attn_implementation(NAME)
-    l = Learner(model, LearnerSettings(), Accelerator(cpu=True))
+    ours = Learner(model, LearnerSettings(), Accelerator(cpu=True))
     batch = make_batch(seqs, [0.1, 0.2])
     weight = model.model.layers[0].self_attn.k_proj.weight
 
@@ -124,7 +124,7 @@ def test_gradient_by_finite_differences():
                 values.append(loss().item())
                 weight[place] -= sign * 1e-3
         assert (values[0] - values[1]) / 2e-3 == pytest.approx(want, rel=1e-2)  # norms are float32 inside
-    assert l.updates == 0
+    assert ours.updates == 0
 
 
 def test_observation_tokens_carry_no_loss():
@@ -146,8 +146,8 @@ def test_observation_tokens_carry_no_loss():
         )
         for _ in range(2)
     ]
-    l = learner()
-    a, b = (l.logprobs(make_batch([s], [1.0]))[0] for s in longer)
+    ours = learner()
+    a, b = (ours.logprobs(make_batch([s], [1.0]))[0] for s in longer)
     assert torch.equal(a, b)
 
 
@@ -161,13 +161,13 @@ def test_cutting_keeps_every_sequence_once_and_the_budget(lengths, budget):
 
 
 def test_a_gradient_that_is_not_finite_skips_the_step():
-    l = learner()
-    before = gradients(l)
+    ours = learner()
+    before = gradients(ours)
     seq = sequence(np.random.default_rng(5), 20)
-    done = l.step([seq], [float("nan")], negative_logprob, lr=1e-3)
-    assert done.skipped and l.updates == 0
-    assert all(torch.equal(a, b) for a, b in zip(before, gradients(l), strict=True))
-    assert l.step([], [], negative_logprob, lr=1e-3).skipped
+    done = ours.step([seq], [float("nan")], negative_logprob, lr=1e-3)
+    assert done.skipped and ours.updates == 0
+    assert all(torch.equal(a, b) for a, b in zip(before, gradients(ours), strict=True))
+    assert ours.step([], [], negative_logprob, lr=1e-3).skipped
 
 
 def turn(prompt: tuple[int, ...], said: tuple[int, ...], segment: int = 0, version: int = 0) -> Turn:

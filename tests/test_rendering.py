@@ -128,7 +128,8 @@ def test_any_text_survives_encoding(text):
 
 
 def test_tool_calls():
-    text = 'So: <tool_call>\n{"name": "add", "arguments": {"a": {"b": 1}}}\n</tool_call><tool_call>{"name": "x"}</tool_call>'
+    text = 'So: <tool_call>\n{"name": "add", "arguments": {"a": {"b": 1}}}\n</tool_call>'
+    text += '<tool_call>{"name": "x"}</tool_call>'
     first, second = tool_calls(text)
     assert (first.name, first.arguments, second.name, second.arguments) == ("add", {"a": {"b": 1}}, "x", {})
     for broken in (

@@ -20,7 +20,8 @@ from gymrl.rl.recipes import RecipeError, dump, keys, load, parse, shipped
 from gymrl.rl.run import train
 
 SMALL = [
-    "model.hidden=64", "model.heads=2", "model.kv_heads=1", "model.layers=1", "sft.demonstrations=12", "sft.steps=7", "sft.batch=4",
+    "model.hidden=64", "model.heads=2", "model.kv_heads=1", "model.layers=1", "sft.demonstrations=12",
+    "sft.steps=7", "sft.batch=4",
     "rl.steps=5", "rl.tasks=2", "rl.group=3", "rl.warmup=1", "rl.updates=2", "eval.tasks=4", "sampling.max_tokens=8",
     "log.checkpoint_every=2", 'rl.void="keep"',
 ]  # fmt: skip
@@ -119,7 +120,9 @@ def metrics_so_far(run: Path) -> list[dict]:
 
 
 def resume(out: Path) -> int:
-    code = "import sys; from pathlib import Path; from gymrl.rl.run import train; sys.exit(train(None, [], Path(sys.argv[1])))"
+    code = "import sys; from pathlib import Path; from gymrl.rl.run import train; " + (
+        "sys.exit(train(None, [], Path(sys.argv[1])))"
+    )
     return subprocess.run([sys.executable, "-c", code, str(out)], stdout=subprocess.DEVNULL).returncode
 
 

@@ -120,7 +120,8 @@ class EngineSettings:
 
 
 def open_engine(settings: EngineSettings) -> Engine:
-    """Open the engine of that kind. Raises EngineFault with the mend if it cannot be had; ValueError for an unknown kind."""
+    """Open the engine of that kind. Raises EngineFault with the mend if it cannot be had, ValueError for an unknown
+    kind."""
     if settings.kind == "transformers":
         from gymrl.agents.engines.transformers import TransformersEngine
 

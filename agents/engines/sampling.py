@@ -18,7 +18,8 @@ def uniforms(seeds_B: np.ndarray, counts_B: np.ndarray) -> np.ndarray:
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z = z ^ (z >> np.uint64(31))
-    return (z >> np.uint64(11)).astype(np.float64) / 2.0**53
+    uniform_B: np.ndarray = (z >> np.uint64(11)).astype(np.float64) / 2.0**53
+    return uniform_B
 
 
 def truncate(logits_BV: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,9 +62,11 @@ class TransformersEngine(Engine):
         if model is None:
             dtype = getattr(torch, settings.dtype)
             try:
-                read, loaded = AutoModelForCausalLM.from_pretrained(
+                # Typed Any: the stub knows nothing of output_loading_info, which makes it return a pair.
+                pair: Any = AutoModelForCausalLM.from_pretrained(
                     settings.model, dtype=dtype, attn_implementation=NAME, output_loading_info=True
                 )
+                read, loaded = pair
             except Exception as error:  # also what safetensors, json and pickle raise for a broken file
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise EngineFault(
@@ -230,7 +233,7 @@ class TransformersEngine(Engine):
         device = self.device
         position_T = torch.tensor(positions, device=device)
         step = SlotStep(self.cache, torch.tensor(slots, device=device), position_T)
-        logits_BV = self.model(
+        logits_BV: torch.Tensor = self.model(
             input_ids=torch.tensor([ids], device=device), position_ids=position_T[None], ragged=step,
             logits_to_keep=torch.tensor(ends, device=device), use_cache=False,
         ).logits[0]  # fmt: skip

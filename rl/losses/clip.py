@@ -1,4 +1,5 @@
-"""The clipped policy loss (Schulman et al. 2017) with clip-higher (DAPO, Yu et al. 2025) and dual clip (Ye et al. 2020)."""
+"""The clipped policy loss (Schulman et al. 2017) with clip-higher (DAPO, Yu et al. 2025) and dual clip (Ye et al.
+2020)."""
 
 from __future__ import annotations
 

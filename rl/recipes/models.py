@@ -115,9 +115,7 @@ class LogSection(Section):
 
     checkpoint_every: int = Field(20, ge=1, description="optimiser or RL steps")
     episodes_every: int = Field(1, ge=1, description="RL steps whose episodes are kept")
-    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
-        default_factory=lambda: ["tensorboard"]
-    )
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = ["tensorboard"]
 
 
 class Recipe(Section):
@@ -125,7 +123,7 @@ class Recipe(Section):
 
     name: str
     seed: int = Field(0, ge=0)
-    stages: list[Literal["sft", "rl"]] = Field(default_factory=lambda: ["sft", "rl"], min_length=1)
+    stages: list[Literal["sft", "rl"]] = Field(["sft", "rl"], min_length=1)
     env: EnvSection = EnvSection()
     model: ModelSection = ModelSection()
     engine: EngineSection = EngineSection()
