@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -19,20 +20,28 @@ from gymrl.rl.folder import RunFault
 from gymrl.rl.recipes import RecipeError, dump, keys, load, parse, shipped
 from gymrl.rl.run import train
 
+HERE = str(Path(__file__).parent)
+sys.path.insert(0, HERE)
+import toy_env  # noqa: E402, F401 - registers toy/Letters-v0
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": HERE}
 SMALL = [
     "model.hidden=64", "model.heads=2", "model.kv_heads=1", "model.layers=1", "sft.demonstrations=12",
     "sft.steps=7", "sft.batch=4",
     "rl.steps=5", "rl.tasks=2", "rl.group=3", "rl.warmup=1", "rl.updates=2", "eval.tasks=4", "sampling.max_tokens=8",
-    "log.checkpoint_every=2", 'rl.void="keep"',
+    "log.checkpoint_every=2", 'rl.void="keep"', "env.id=toy/Letters-v0", "env.params={}", "sft.params={}",
 ]  # fmt: skip
 
 
 def start(out: Path, *extra: str) -> subprocess.Popen[str]:
-    code = "import sys; from pathlib import Path; from gymrl.rl.run import train; " + (
+    code = "import sys; import toy_env; from pathlib import Path; from gymrl.rl.run import train; " + (
         "sys.exit(train('quickstart', sys.argv[2:], None, Path(sys.argv[1])))"
     )
     return subprocess.Popen(
-        [sys.executable, "-c", code, str(out), *SMALL, *extra], text=True, stdout=subprocess.PIPE
+        [sys.executable, "-c", code, str(out), *SMALL, *extra],
+        text=True,
+        stdout=subprocess.PIPE,
+        env=ENVIRONMENT,
     )
 
 
@@ -92,6 +101,11 @@ def test_the_run_folder_stands_alone(whole):
         AutoModelForCausalLM.from_pretrained(whole / "checkpoints" / name)
     assert (whole / "report.html").stat().st_size > 1000
     assert not list(whole.rglob("*.part"))
+    # Every stage did change the policy: the comparisons below would otherwise show nothing.
+    trained = [AutoModelForCausalLM.from_pretrained(whole / "checkpoints" / s).state_dict() for s in ("base", "sft", "rl")]
+    for before, after in zip(trained, trained[1:], strict=False):
+        assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert all(row["tokens"] > 0 and not row["skipped"] for row in rows if row["stage"] == "rl")
 
 
 @pytest.mark.parametrize("stop", ["SIGINT", "SIGKILL"])
@@ -120,10 +134,11 @@ def metrics_so_far(run: Path) -> list[dict]:
 
 
 def resume(out: Path) -> int:
-    code = "import sys; from pathlib import Path; from gymrl.rl.run import train; " + (
+    code = "import sys; import toy_env; from pathlib import Path; from gymrl.rl.run import train; " + (
         "sys.exit(train(None, [], Path(sys.argv[1])))"
     )
-    return subprocess.run([sys.executable, "-c", code, str(out)], stdout=subprocess.DEVNULL).returncode
+    command = [sys.executable, "-c", code, str(out)]
+    return subprocess.run(command, stdout=subprocess.DEVNULL, env=ENVIRONMENT).returncode
 
 
 def test_resuming_a_finished_run_changes_nothing(whole):
@@ -224,3 +239,24 @@ def test_a_full_disk_is_an_error_and_the_run_goes_on_from_its_checkpoint(tmp_pat
         same_run(whole, disk / "run")
     finally:
         subprocess.run(["umount", str(disk)])
+
+
+@pytest.mark.vllm
+def test_the_main_job_on_vllm(tmp_path, whole):
+    """A short run with rollouts on real vLLM in the trainer's process: its logprobs are the learner's."""
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed")
+    process = start(tmp_path / "run", "engine.kind=vllm", "rl.updates=1")
+    printed, _ = process.communicate()
+    assert process.returncode == 0, printed
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "finished" and not summary["invalid"]
+    rows = [row for row in metrics(tmp_path / "run") if row["stage"] == "rl"]
+    assert len(rows) == 5
+    for row in rows:
+        assert row.get("mismatch_max", 0.0) < 1e-3
+    sampled = [e for path in sorted((tmp_path / "run" / "episodes" / "rl").glob("*.jsonl")) for e in read_jsonl(path)]
+    versions = [{v for e in sampled[i * 6 : i * 6 + 6] for t in e.turns for v in t.versions} for i in range(5)]
+    assert all(len(found) == 1 for found in versions) and versions[0] != versions[-1]
+    # SFT does not touch the engine: it is the embedded run's, bit for bit.
+    assert [r for r in metrics(tmp_path / "run") if r["stage"] == "sft"] == [r for r in metrics(whole) if r["stage"] == "sft"]
