@@ -23,8 +23,6 @@ from gymrl.envs.textworld.env import feedback_text, room_text
 from gymrl.envs.textworld.games import GameSettings, cache_folder, describe, draw_game, game_file, prepare
 from gymrl.envs.workers import EnvPool
 
-# Said of every game that is not in jericho's list, and silenced by TextWorld, but for pytest.
-pytestmark = pytest.mark.filterwarnings("ignore:Game .* is not fully supported")
 SMALL = {"nb_rooms": 2, "nb_objects": 4, "quest_length": 3, "theme": "basic"}
 SETTINGS = GameSettings(**SMALL)  # type: ignore[arg-type]
 
@@ -279,6 +277,20 @@ async def test_many_games_at_once_in_one_process_do_not_mix() -> None:
                 assert result.terminated is (turn == 3)
     assert result.info["won"]
     await pool.aclose()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the process's size from /proc")
+def test_episode_after_episode_takes_no_more_memory() -> None:
+    world = env()
+
+    def megabytes_after(episodes: int) -> float:
+        for index in range(episodes):
+            world.reset(options={"index": index % 2})
+            world.step("look")
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    before = megabytes_after(10)
+    assert megabytes_after(60) - before < 10  # without closing the interpreter it is 25
 
 
 @pytest.mark.parametrize(

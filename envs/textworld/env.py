@@ -80,7 +80,9 @@ class TextWorld(Environment):
             )  # fmt: skip
             self.game = textworld.start(path, infos)
         else:
+            self.game.close()  # the interpreter keeps the memory of every game it was not closed after
             self.game.load(path)
+        self.game.seed(1)  # by default the interpreter's own generator starts from the clock
         self.state = self.game.reset()
         self.verbs = SYNONYMS.union(self.state["verbs"])
         self.distance = len(self.state["policy_commands"])
