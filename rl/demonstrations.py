@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from gymrl.agents.players import Job, ScriptedAgent
@@ -16,14 +17,16 @@ class DemonstrationFault(RuntimeError):
     """The oracle did not win where it has to."""
 
 
-async def demonstrate(pool: EnvPool, count: int, settings: RolloutSettings) -> list[Episode]:
+async def demonstrate(
+    pool: EnvPool, count: int, settings: RolloutSettings, on_episode: Callable[[Episode], None] | None = None
+) -> list[Episode]:
     """The oracle's winning episodes on the first `count` training tasks.
 
     Raises DemonstrationFault if it wins less than half of them, naming the first failure.
     """
     size = pool.template.world.sizes["train"]
     jobs = [Job(pool.task("train", index), index) for index in range(min(count, size))]
-    episodes = await rollout(jobs, ScriptedAgent("oracle"), pool, settings)
+    episodes = await rollout(jobs, ScriptedAgent("oracle"), pool, settings, on_episode)
     won = [episode for episode in episodes if episode.valid and episode.success]
     if len(won) * 2 < len(episodes):
         lost = next(episode for episode in episodes if not episode.valid or not episode.success)

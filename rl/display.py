@@ -50,6 +50,10 @@ class Display:
                 f"{self._name}: {done}/{self._total}  {text}  ({self._said - self._began:.0f} s)"
             )
 
+    def count(self, _: object = None) -> None:
+        """One more is done."""
+        self.advance(self._done + 1)
+
     def end(self) -> None:
         if self._bar is not None:
             self._bar.stop()

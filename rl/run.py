@@ -149,7 +149,6 @@ class Run:
         if "sft" in recipe.stages or (recipe.model.path == "tiny" and not base.exists()):
             self.display.begin("demonstrations", recipe.sft.demonstrations)
             demonstrations = self.loop.run(self._demonstrate())
-            self.display.advance(len(demonstrations))
             self.display.end()
         if not base.exists():
             folder.write_episodes("demonstrations", demonstrations)
@@ -188,7 +187,7 @@ class Run:
         recipe = self.recipe
         pool = EnvPool(recipe.env.id, {**recipe.env.params, **recipe.sft.params}, recipe.env.workers)
         try:
-            return await demonstrate(pool, recipe.sft.demonstrations, self.rollouts)
+            return await demonstrate(pool, recipe.sft.demonstrations, self.rollouts, self.display.count)
         finally:
             await pool.aclose()
 
@@ -255,14 +254,9 @@ class Run:
         tasks = [self.pool.task(recipe.eval.split, index) for index in range(count)]
         jobs = evaluation_jobs(tasks, recipe.eval.samples, recipe.seed)
         self.display.begin(f"evaluate {stage}", len(jobs))
-        done = 0
-
-        def seen(_: Episode) -> None:
-            nonlocal done
-            done += 1
-            self.display.advance(done)
-
-        result, episodes = self.loop.run(evaluate(self.agent, self.pool, jobs, self.rollouts, seen))
+        result, episodes = self.loop.run(
+            evaluate(self.agent, self.pool, jobs, self.rollouts, self.display.count)
+        )
         self.display.end()
         if self.stopping:
             raise Interrupted
