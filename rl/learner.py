@@ -166,11 +166,6 @@ class Learner:
         """Write the model in Hugging Face form."""
         self.accelerator.unwrap_model(self.model).save_pretrained(folder)
 
-    def load(self, folder: Path) -> None:
-        """Take over the weights of a saved model of the same shape."""
-        saved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        self.accelerator.unwrap_model(self.model).load_state_dict(saved.state_dict())
-
     def state(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer.state_dict(), "updates": self.updates}
 

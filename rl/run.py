@@ -34,7 +34,7 @@ from gymrl.rl.memory import keep_freed_memory
 from gymrl.rl.policy import load_renderer, start_policy
 from gymrl.rl.recipes import Recipe, dump, load
 from gymrl.rl.report import write_report
-from gymrl.rl.trainers.online import online_step
+from gymrl.rl.trainers.online import check_engine, online_step
 from gymrl.rl.trainers.sft import sft_step
 
 INTERRUPTED = 130
@@ -258,6 +258,7 @@ class Run:
             evaluate(self.agent, self.pool, jobs, self.rollouts, self.display.count)
         )
         self.display.end()
+        check_engine(episodes)
         if self.stopping:
             raise Interrupted
         self.folder.write_episodes(f"eval-{stage}", episodes)

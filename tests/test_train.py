@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import signal
@@ -102,8 +103,9 @@ def test_the_run_folder_stands_alone(whole):
     assert (whole / "report.html").stat().st_size > 1000
     assert not list(whole.rglob("*.part"))
     # Every stage did change the policy: the comparisons below would otherwise show nothing.
-    trained = [AutoModelForCausalLM.from_pretrained(whole / "checkpoints" / s).state_dict() for s in ("base", "sft", "rl")]
-    for before, after in zip(trained, trained[1:], strict=False):
+    folders = [whole / "checkpoints" / stage for stage in ("base", "sft", "rl")]
+    trained = [AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in folders]
+    for before, after in itertools.pairwise(trained):
         assert any(not torch.equal(before[name], after[name]) for name in before)
     assert all(row["tokens"] > 0 and not row["skipped"] for row in rows if row["stage"] == "rl")
 
@@ -255,8 +257,38 @@ def test_the_main_job_on_vllm(tmp_path, whole):
     assert len(rows) == 5
     for row in rows:
         assert row.get("mismatch_max", 0.0) < 1e-3
-    sampled = [e for path in sorted((tmp_path / "run" / "episodes" / "rl").glob("*.jsonl")) for e in read_jsonl(path)]
-    versions = [{v for e in sampled[i * 6 : i * 6 + 6] for t in e.turns for v in t.versions} for i in range(5)]
+    sampled = [
+        e for path in sorted((tmp_path / "run" / "episodes" / "rl").glob("*.jsonl")) for e in read_jsonl(path)
+    ]
+    versions = [
+        {v for e in sampled[i * 6 : i * 6 + 6] for t in e.turns for v in t.versions} for i in range(5)
+    ]
     assert all(len(found) == 1 for found in versions) and versions[0] != versions[-1]
     # SFT does not touch the engine: it is the embedded run's, bit for bit.
-    assert [r for r in metrics(tmp_path / "run") if r["stage"] == "sft"] == [r for r in metrics(whole) if r["stage"] == "sft"]
+    sft = [[r for r in metrics(run) if r["stage"] == "sft"] for run in (tmp_path / "run", whole)]
+    assert sft[0] == sft[1]
+
+
+def test_an_engine_that_dies_stops_the_run_which_then_goes_on(whole, tmp_path, monkeypatch, capsys):
+    from gymrl.agents.engines import EngineFault
+    from gymrl.agents.engines.transformers import TransformersEngine
+
+    calls = 0
+    serve = TransformersEngine.generate_batch
+
+    async def dying(self, requests):
+        nonlocal calls
+        calls += 1
+        if self.version >= 9:
+            raise EngineFault("the engine died: restart it")
+        return await serve(self, requests)
+
+    monkeypatch.setattr(TransformersEngine, "generate_batch", dying)
+    with pytest.raises(EngineFault, match="restart it"):
+        train("quickstart", SMALL, None, tmp_path / "run")
+    assert f"gymrl train --resume {tmp_path / 'run'}" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert resume(tmp_path / "run") == 0
+    assert [r["step"] for r in metrics(tmp_path / "run")] == [r["step"] for r in metrics(whole)]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "finished" and not summary["invalid"]

@@ -57,9 +57,7 @@ async def online_step(
     began, busy = time.perf_counter(), agent.engine.busy_seconds
     episodes = await rollout(jobs_of_step(pool, settings, step, seed, first), agent, pool, rollouts)
     played = time.perf_counter()
-    for episode in episodes:
-        if episode.reason.startswith("engine: "):
-            raise EngineFault(episode.reason.removeprefix("engine: "))
+    check_engine(episodes)
     metrics = learn(learner, group_by_task(episodes), settings, temperature, step)
     learned = time.perf_counter()
     await agent.engine.load_weights(learner.weights(), learner.updates)
@@ -73,6 +71,13 @@ async def online_step(
         "time/step": synced - began,
     }
     return OnlineStep(episodes, metrics)
+
+
+def check_engine(episodes: Sequence[Episode]) -> None:
+    """Raise EngineFault if the engine failed any of the episodes: a run cannot go on without it."""
+    for episode in episodes:
+        if episode.reason.startswith("engine: "):
+            raise EngineFault(episode.reason.removeprefix("engine: "))
 
 
 def learn(
