@@ -35,6 +35,8 @@ from gymrl.envs import (
 from gymrl.envs.records import SPLIT_SHARES, stable_hash
 from gymrl.envs.workers import EnvPool
 
+# Said of every game that is not in jericho's list; TextWorld silences it, pytest brings it back.
+pytestmark = pytest.mark.filterwarnings("ignore:Game .* is not fully supported")
 TEXTWORLD = {"nb_rooms": 1, "nb_objects": 1, "quest_length": 1, "theme": "basic", "games": 20}
 
 

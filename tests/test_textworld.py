@@ -23,6 +23,8 @@ from gymrl.envs.textworld.env import feedback_text, room_text
 from gymrl.envs.textworld.games import GameSettings, cache_folder, describe, draw_game, game_file, prepare
 from gymrl.envs.workers import EnvPool
 
+# Said of every game that is not in jericho's list; TextWorld silences it, pytest brings it back.
+pytestmark = pytest.mark.filterwarnings("ignore:Game .* is not fully supported")
 SMALL = {"nb_rooms": 2, "nb_objects": 4, "quest_length": 3, "theme": "basic"}
 SETTINGS = GameSettings(**SMALL)  # type: ignore[arg-type]
 
