@@ -42,7 +42,7 @@ def test_a_conversation_is_the_concatenation_of_what_was_shown_and_said():
     assert r.decode(second.ids) == r.text(messages, ())
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.lists(st.integers(3, 300), max_size=12), min_size=1, max_size=4), st.booleans())
 def test_any_sampled_ids_are_kept_as_they_are(turns, stops):
     """Ids that no encoder would produce (odd merges, broken UTF-8) survive: nothing is decoded and encoded again."""

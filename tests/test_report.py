@@ -513,7 +513,6 @@ def test_a_long_run_stays_small(tmp_path: Path) -> None:
 numbers = st.floats(-1e100, 1e100)
 
 
-@settings(deadline=None)
 @given(st.lists(numbers, min_size=1, max_size=60), st.integers(1, 20))
 def test_thinning_keeps_mean_and_extremes(values: list[float], most: int) -> None:
     points = thin(Curve("rl", "x", [float(i) for i in range(len(values))], values), most)
@@ -525,7 +524,6 @@ def test_thinning_keeps_mean_and_extremes(values: list[float], most: int) -> Non
         assert low - slack <= middle <= high + slack
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40), st.floats(0, 0.98))
 def test_smoothing_stays_within_what_was_seen(values: list[float], weight: float) -> None:
     smoothed = smooth(values, weight)
@@ -546,7 +544,7 @@ def test_smoothing_does_not_show_a_trend_late() -> None:
     assert smooth(line, 0.8)[20] == pytest.approx(20)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(numbers, min_size=2, max_size=20), st.sampled_from(["loss", "success", "clip_share", "x"]))
 def test_scales_hold_their_values_and_ticks(values: list[float], key: str) -> None:
     metric = describe(Curve("rl", key, [float(i) for i in range(len(values))], values))

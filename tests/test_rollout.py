@@ -377,7 +377,7 @@ episodes_strategy = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(episodes_strategy, max_size=3))
 def test_jsonl_and_parquet_round_trip(
     tmp_path_factory: pytest.TempPathFactory, episodes: list[Episode]

@@ -139,14 +139,14 @@ def test_any_event_loop_may_use_it() -> None:
         assert asyncio.run(box.run(f"print({i})")).stdout == f"{i}\n"
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=200))
 def test_text_comes_back_as_it_was_printed(text: str) -> None:
     result = asyncio.run(shared_sandbox("local").run(f"import sys; sys.stdout.write({text!r})"))
     assert (result.stdout, result.stderr, result.exit) == (text, "", 0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(code=st.text(st.characters(exclude_characters="\r"), max_size=40))
 def test_any_source_ends_as_python_would_end_it(code: str) -> None:
     result = asyncio.run(shared_sandbox("local").run(code))
