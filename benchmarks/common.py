@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from transformers.utils import logging
 
 from gymrl.agents.players import ModelAgent
 from gymrl.agents.ragged import NAME
@@ -26,11 +27,12 @@ from gymrl.rl.trainers.sft import sft_step
 
 def quickstart(*overrides: str) -> Recipe:
     keep_freed_memory()
+    logging.disable_progress_bar()
     return load("quickstart", ["log.trackers=[]", *overrides])
 
 
-def warm_policy(recipe: Recipe, steps: int = 100) -> Path:
-    """A policy that has learnt the form of the quickstart's turns (a minute of SFT), kept for the next benchmark."""
+def warm_policy(recipe: Recipe, steps: int = 240) -> Path:
+    """A policy that plays the quickstart after a minute or two of SFT, kept for the next benchmark."""
     folder = (
         Path(tempfile.gettempdir())
         / f"gymrl-benchmark-policy-{steps}-{recipe.model.hidden}-{recipe.model.layers}"
