@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-from concurrent.futures import ThreadPoolExecutor
+import threading
 from typing import Any, Protocol
 
 from gymrl.envs.gym import GymEnv, StepResult, run_sync
@@ -49,14 +50,38 @@ class InlineHandle:
 
 
 class ThreadHandle:
-    """Runs in a thread of the pool: for worlds that wait."""
+    """Runs in threads of its own: for worlds that wait.
 
-    def __init__(self, env: GymEnv, executor: ThreadPoolExecutor) -> None:
-        self.env, self.executor = env, executor
+    Every call has a daemon thread, so that one which never comes back holds up neither the others nor the end of
+    the program.
+    """
+
+    def __init__(self, env: GymEnv) -> None:
+        self.env = env
 
     async def _call(self, make_coroutine: Any, *args: Any) -> Any:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.executor, lambda: asyncio.run(make_coroutine(*args)))
+        future: asyncio.Future[Any] = loop.create_future()
+
+        def settle(result: Any, error: BaseException | None) -> None:
+            if future.done():
+                return  # nobody waits any more: the deadline passed
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        def work() -> None:
+            result, error = None, None
+            try:
+                result = asyncio.run(make_coroutine(*args))
+            except BaseException as raised:
+                error = raised
+            with contextlib.suppress(RuntimeError):  # the loop is closed already
+                loop.call_soon_threadsafe(settle, result, error)
+
+        threading.Thread(target=work, name="gymrl-env", daemon=True).start()
+        return await future
 
     async def reset(self, task: TaskSpec) -> tuple[Observation, dict[str, Any]]:
         return await self._call(self.env.areset, task)  # type: ignore[no-any-return]
@@ -87,7 +112,6 @@ class EnvPool:
         self.opened = self.closed = 0
         self._live: set[EnvHandle] = set()
         self._idle: list[EnvHandle] = []
-        self._threads: ThreadPoolExecutor | None = None
         self._processes: Any = None
 
     @property
@@ -110,8 +134,7 @@ class EnvPool:
             self._processes = self._processes or ProcessPool(self.workers)
             handle = await self._processes.open(self.env_id, self.params)
         elif self.runs == "thread":
-            self._threads = self._threads or ThreadPoolExecutor(max(8, self.workers), "gymrl-env")
-            handle = ThreadHandle(make(self.env_id, **self.params), self._threads)
+            handle = ThreadHandle(make(self.env_id, **self.params))
         else:
             handle = InlineHandle(make(self.env_id, **self.params))
         self.opened += 1
@@ -139,8 +162,6 @@ class EnvPool:
         for handle in list(self._live):
             await self.release(handle)
         await self.template.aclose()
-        if self._threads:
-            self._threads.shutdown(wait=False, cancel_futures=True)
         if self._processes:
             await self._processes.aclose()
 
