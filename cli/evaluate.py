@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gymrl.cli.values import parameters, progress
+from gymrl.cli.values import loading, parameters, progress
 
 if TYPE_CHECKING:
     from gymrl.agents.evaluation import Evaluation
@@ -50,6 +50,7 @@ def evaluate(
         raise typer.BadParameter(f"{out} is neither FILE.jsonl nor FILE.parquet", param_hint="--out")
     import asyncio
 
+    loading()
     from gymrl.agents import evaluation as ev
     from gymrl.agents.engines.base import Sampling
     from gymrl.agents.policies import open_policy

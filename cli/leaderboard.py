@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from gymrl.cli.evaluate import ENGINE, POLICY, show
-from gymrl.cli.values import progress
+from gymrl.cli.values import loading, progress
 
 app = typer.Typer(
     help="Run suites of tasks and compare policies.", no_args_is_help=True, rich_markup_mode=None
@@ -28,11 +28,14 @@ def list_() -> None:
 
     from gymrl.leaderboards.suite import read_suite, shipped
 
-    table = Table("suite", "environment", "tasks", "hash", "what it is")
+    table = Table("suite")
+    table.add_column("environment", no_wrap=True)
+    table.add_column("tasks", no_wrap=True)
+    table.add_column("what it is")
     for name in shipped():
         suite = read_suite(name)
         tasks = f"{len(suite.task_indices())} {suite.split}"
-        table.add_row(name, suite.env, tasks, suite.hash, f"{suite.title}. {suite.description}")
+        table.add_row(name, suite.env, tasks, f"{suite.title}. {suite.description} Hash {suite.hash}.")
     Console().print(table)
 
 
@@ -47,10 +50,12 @@ def run(
     out: Results = Path("results"),
 ) -> None:
     """Play a suite with a policy and write the result. Run it again after an interruption and it goes on."""
-    from gymrl.leaderboards.runner import run_suite
     from gymrl.leaderboards.suite import load_suite
 
     chosen = load_suite(suite)
+    loading()
+    from gymrl.leaderboards.runner import run_suite
+
     command = ["gymrl", "leaderboard", "run", suite, "--policy", policy]
     if engine != "transformers":
         command += ["--engine", engine]

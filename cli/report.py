@@ -16,4 +16,8 @@ def report(
 
     if not run.is_dir():
         raise typer.BadParameter(f"there is no folder {run}: give a run's folder, such as runs/NAME")
+    if not any(
+        (run / name).exists() for name in ("recipe.toml", "summary.json", "metrics.jsonl", "episodes")
+    ):
+        raise typer.BadParameter(f"{run} holds no run: give a run's folder, such as runs/NAME")
     typer.echo(f"written to {write_report(run)}")

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from gymrl.cli.values import loading
+
 HELP = """Train a policy: `gymrl train [RECIPE] [key.sub=value ...]`.
 
 RECIPE is the name of a shipped recipe (`gymrl train --list`) or a TOML file; without one it is quickstart. Arguments
@@ -29,6 +31,11 @@ def train(
         raise typer.BadParameter(
             "a run that is resumed has its recipe and its folder: name neither", param_hint="--resume"
         )
+    if resume is None:  # a wrong recipe is told at once, before the heavy imports
+        from gymrl.rl.recipes import load
+
+        load(recipe or "quickstart", overrides)
+    loading()
     from gymrl.rl.run import train as run
 
     code = run(recipe, overrides, resume, out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,13 @@ def parameters(given: Sequence[str]) -> dict[str, Any]:
         except tomllib.TOMLDecodeError:
             found[key] = value
     return found
+
+
+def loading() -> None:
+    """Say on the terminal (standard error) that torch is being loaded, where it is not yet: it takes seconds, and on a
+    busy machine a minute."""
+    if "torch" not in sys.modules and sys.stderr.isatty():
+        typer.echo("loading torch ...", err=True)
 
 
 @contextmanager

@@ -52,11 +52,8 @@ class GymEnv(gymnasium.Env[Any, Any]):
         split: str = "train",
         render_mode: str | None = None,
     ) -> None:
-        if split not in world.sizes:
-            near = difflib.get_close_matches(split, world.sizes, 1, 0.3)
-            hint = f"did you mean {near[0]!r}?" if near else f"take one of {', '.join(world.sizes)}"
-            raise ValueError(f"{env_id} has no split {split!r}: {hint}")
         self.env_id, self.world, self.params, self.split = env_id, world, params, split
+        self._check_split(split)
         self.render_mode = render_mode
         self.action_space = ActionSpace()
         self.observation_space = ObservationSpace()
@@ -137,12 +134,20 @@ class GymEnv(gymnasium.Env[Any, Any]):
     # -- helpers ---------------------------------------------------------------------------------------
 
     def task_spec(self, index: int, split: str | None = None) -> TaskSpec:
-        """The task of that index. Raises ValueError beyond the end of the split."""
+        """The task of that index. Raises ValueError for a wrong split and beyond its end."""
         split = split or self.split
+        self._check_split(split)
         size = self.world.sizes[split]
         if not 0 <= index < size:
             raise ValueError(f"{self.env_id} has {size} tasks in {split}: index {index} is not one of them")
         return TaskSpec.make(self.env_id, self.world.version, split, index, self.params)
+
+    def _check_split(self, split: str) -> None:
+        sizes = self.world.sizes
+        if split not in sizes:
+            near = difflib.get_close_matches(split, sizes, 1, 0.3)
+            hint = f"did you mean {near[0]!r}?" if near else f"take one of {', '.join(sizes)}"
+            raise ValueError(f"{self.env_id} has no split {split!r}: {hint}")
 
     def _task_of(self, options: dict[str, Any]) -> TaskSpec:
         if unknown := set(options) - {"index", "task"}:

@@ -66,7 +66,9 @@ def register(
     _ENTRIES[env_id] = EnvEntry(env_id, load, source, extra, dict(defaults or {}))
     if env_id in gymnasium.registry:
         del gymnasium.registry[env_id]
-    gymnasium.register(env_id, entry_point=partial(make, env_id), disable_env_checker=True, order_enforce=False)
+    gymnasium.register(
+        env_id, entry_point=partial(make, env_id), disable_env_checker=True, order_enforce=False
+    )
 
 
 def registered() -> dict[str, EnvEntry]:
@@ -96,7 +98,14 @@ def make(env_id: str, *, split: str = "train", render_mode: str | None = None, *
             near = difflib.get_close_matches(name, known, 1, 0.3)
             hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known) or 'none'}."
             raise ValueError(f"{env_id} has no parameter {name!r}: {hint}")
-    return GymEnv(env_id, cls(**params), params, split, render_mode)
+    try:
+        world = cls(**params)
+    except TypeError as error:
+        if not params:
+            raise
+        given = ", ".join(f"{name} = {value!r}" for name, value in params.items())
+        raise ValueError(f"{env_id} cannot be made with {given}: {error}") from error
+    return GymEnv(env_id, world, params, split, render_mode)
 
 
 def parameters(cls: type[Environment]) -> dict[str, inspect.Parameter]:

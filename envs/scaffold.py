@@ -94,7 +94,7 @@ The environment `@ID@` for gymrl.
     gymrl envs info @ID@
     gymrl envs play @ID@
     gymrl envs demo @ID@
-    gymrl train quickstart env.id=@ID@ 'env.params={}'
+    gymrl train quickstart env.id=@ID@
 
 The world is in `@MODULE@/env.py`: make it yours. If the same task becomes another world, raise `version` in the class.
 """

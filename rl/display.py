@@ -12,7 +12,6 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
@@ -26,22 +25,23 @@ class Display:
         self.every = every
         self._bar: Progress | None = None
         self._task: Any = None
-        self._name, self._total, self._done, self._said, self._began = "", 0, 0, 0.0, 0.0
+        self._name, self._facts, self._total, self._done, self._said, self._began = "", "", 0, 0, 0.0, 0.0
 
     def begin(self, name: str, total: int, done: int = 0) -> None:
-        self._name, self._total, self._done = name, total, done
+        self._name, self._total, self._done, self._facts = name, total, done, ""
         self._began = self._said = time.perf_counter()
         if self.console.is_terminal:
             self._bar = Progress(
-                TextColumn("{task.description:<14}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(),
-                TimeRemainingColumn(), TextColumn("{task.fields[facts]}"), console=self.console,
+                TextColumn("{task.description:<14}"), BarColumn(24 if self.console.width >= 100 else 6),
+                MofNCompleteColumn(), TimeRemainingColumn(elapsed_when_finished=True),
+                TextColumn("{task.fields[facts]}"), console=self.console, transient=True,
             )  # fmt: skip
             self._task = self._bar.add_task(name, total=total, completed=done, facts="")
             self._bar.start()
 
     def advance(self, done: int, **facts: float) -> None:
         self._done = done
-        text = "  ".join(f"{name} {value:.3g}" for name, value in facts.items())
+        self._facts = text = "  ".join(f"{name} {value:.3g}" for name, value in facts.items())
         if self._bar is not None:
             self._bar.update(self._task, completed=done, facts=text)
         elif time.perf_counter() - self._said >= self.every:
@@ -58,8 +58,9 @@ class Display:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+        took = time.perf_counter() - self._began
         self.console.print(
-            f"{self._name}: {self._done}/{self._total} in {time.perf_counter() - self._began:.1f} s"
+            f"{self._name}: {self._done}/{self._total} in {took:.1f} s  {self._facts}".rstrip()
         )
 
     def note(self, text: str) -> None:
@@ -68,7 +69,7 @@ class Display:
     def stages(self, stages: list[dict[str, Any]]) -> None:
         """The table of what each stage came to."""
         table = Table(title="success on held-out tasks, 95 % interval", box=box.SIMPLE_HEAD)
-        for column in ("policy", "success", "turns", "void turns", "episodes", "s"):
+        for column in ("policy", "success", "turns", "void", "episodes", "s"):
             table.add_column(column, justify="left" if column == "policy" else "right", no_wrap=True)
         names = {"base": "before training", "sft": "after SFT", "rl": "after RL"}
         for stage in stages:

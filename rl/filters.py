@@ -7,14 +7,12 @@ recognises (SimpleTIR, Xue et al. 2025); the environment's wrapper says so in `T
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 from gymrl.agents.records import Episode
+from gymrl.rl.choices import VoidMode
 from gymrl.rl.groups import Group
-
-VoidMode = Literal["keep", "end_episode", "mask_turn", "mask_episode", "drop_episode"]
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,14 @@ class RunFolder:
             raise RunFault(f"{path} is not a run folder: it has no recipe.toml and state.json")
         return cls(path)
 
+    def finished(self) -> bool:
+        """Whether the run in it came to its end."""
+        try:
+            status = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))["status"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        return bool(status == "finished") and (self.path / "policy").is_dir()
+
     # -- progress and checkpoints ----------------------------------------------------------------------
 
     def progress(self) -> Progress:

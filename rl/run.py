@@ -55,6 +55,11 @@ def train(
     """
     if resume is not None:
         folder = RunFolder.open(resume)
+        if folder.finished():
+            Display().note(
+                f"{resume} is finished, nothing is left to do; the same recipe anew: gymrl train {resume}/recipe.toml"
+            )
+            return 0
         resolved = load(folder.path / "recipe.toml", overrides)
         pool = open_pool(resolved)
     else:
@@ -71,6 +76,9 @@ def train(
         except Interrupted:
             run.display.note(f"interrupted; {hint}")
             return INTERRUPTED
+        except KeyboardInterrupt:
+            run.display.note(f"stopped at once; steps since the last checkpoint are done again; {hint}")
+            return INTERRUPTED
         except Exception:
             if run.progress.checkpoint:
                 run.display.note(f"stopped by an error; once it is mended, {hint}")
@@ -80,7 +88,9 @@ def train(
 
 
 def open_pool(recipe: Recipe) -> EnvPool:
-    """The environments of a recipe."""
+    """The environments of a recipe; those of its demonstrations are tried too, so that a wrong parameter shows now."""
+    if recipe.sft.params:
+        EnvPool(recipe.env.id, {**recipe.env.params, **recipe.sft.params}).close()
     return EnvPool(recipe.env.id, recipe.env.params, recipe.env.workers)
 
 
@@ -146,12 +156,16 @@ class Run:
         self.display.note(f"{recipe.name}, seed {recipe.seed} -> {folder.path}")
         demonstrations: list[Episode] = []
         base = folder.checkpoint_path("base")
+        if (
+            recipe.model.path != "tiny" and not base.exists()
+        ):  # first: a model that cannot be loaded shows at once
+            folder.write_checkpoint("base", lambda path: start_policy(recipe, [], path), {})
         if "sft" in recipe.stages or (recipe.model.path == "tiny" and not base.exists()):
             self.display.begin("demonstrations", recipe.sft.demonstrations)
             demonstrations = self.loop.run(self._demonstrate())
             self.display.end()
-        if not base.exists():
             folder.write_episodes("demonstrations", demonstrations)
+        if not base.exists():
             folder.write_checkpoint("base", lambda path: start_policy(recipe, demonstrations, path), {})
         self.renderer = load_renderer(base)
         self.demonstrations: list[list[TokenSequence]] = [
@@ -239,12 +253,10 @@ class Run:
             self.folder.write_episodes(f"rl/{step:06d}", done.episodes)
         self._count(done.episodes)
         metrics = done.metrics
-        self.display.advance(
-            step + 1,
-            reward=metrics["reward"],
-            void=metrics["void_turns"],
-            entropy=metrics.get("entropy", 0.0),
-        )
+        facts = {"reward": metrics["reward"], "void": metrics["void_turns"]}
+        if "entropy" in metrics:  # a step whose groups are all flat has none
+            facts["entropy"] = metrics["entropy"]
+        self.display.advance(step + 1, **facts)
         return metrics
 
     def _evaluate(self, stage: str) -> None:
@@ -342,7 +354,7 @@ class Run:
             self.display.stages(self.summary["stages"])
         self._write_summary()
         self._report()
-        self.display.note(f"{self.folder.path}: {self.summary['seconds']:.0f} s in all")
+        self.display.note(f"{self.summary['seconds']:.0f} s in all; open {self.folder.path / 'report.html'}")
 
     def close(self) -> None:
         """Close environments, engine and files."""

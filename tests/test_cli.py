@@ -253,31 +253,92 @@ def test_leaderboard_run_show_compare(
 # -- train and report ----------------------------------------------------------------------------------------
 
 
-def test_train_tells_recipes_from_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_tells_recipes_from_overrides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import gymrl.rl.run as training
 
     calls: list[Any] = []
 
     def train(recipe: str | None, overrides: list[str], resume: Path | None, out: Path | None) -> int:
         calls.append((recipe, overrides, resume, out))
-        return 0 if recipe != "stopped" else 130
+        return 0 if recipe != "stopped.toml" else 130
 
     monkeypatch.setattr(training, "train", train)
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine.toml", "stopped.toml"):
+        Path(name).write_text('name = "mine"')
     assert run(["train"]) == 0
     assert run(["train", "seed=1", "rl.steps=2"]) == 0
     assert run(["train", "mine.toml", "seed=1", "--out", "runs/x"]) == 0
     assert run(["train", "--resume", "runs/x"]) == 0
-    assert run(["train", "stopped"]) == 130
+    assert run(["train", "stopped.toml"]) == 130
     assert calls == [
         (None, [], None, None),
         (None, ["seed=1", "rl.steps=2"], None, None),
         ("mine.toml", ["seed=1"], None, Path("runs/x")),
         (None, [], Path("runs/x"), None),
-        ("stopped", [], None, None),
+        ("stopped.toml", [], None, None),
     ]
     assert run(["train", "a", "b"]) == 2
     assert run(["train", "a", "--resume", "runs/x"]) == 2
     assert len(calls) == 5
+
+
+def test_a_wrong_recipe_is_told_before_torch_is_loaded() -> None:
+    code = "import sys; from gymrl.cli.main import run; run(['train', 'rl.step=3']); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False" and "did you mean 'rl.steps'?" in done.stderr
+
+
+def test_another_environment_leaves_out_the_recipes_parameters() -> None:
+    from gymrl.rl.recipes import load
+
+    assert load("quickstart").sft.params and load("quickstart").env.params["terms"] == 2
+    other = load("quickstart", ["env.params.size=3", "env.id=acme/Maze-v0"])
+    assert other.env.params == {"size": 3} and other.sft.params == {}
+    same = load("quickstart", ["env.params.terms=3", "env.id=gymrl/CodeInterpreter-v0"])
+    assert same.env.params["digits"] == 2 and same.env.params["terms"] == 3 and same.sft.params
+
+
+def test_a_finished_run_is_not_run_again(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from gymrl.rl.folder import RunFolder
+    from gymrl.rl.recipes import dump, load
+
+    folder = RunFolder.create(tmp_path / "run", dump(load("quickstart")))
+    folder.write_text("summary.json", '{"status": "finished"}')
+    assert not folder.finished()  # the policy is still to be written
+    (folder.path / "policy").mkdir()
+    before = {path: path.stat().st_mtime_ns for path in folder.path.rglob("*")}
+    code, out, _ = call(capsys, "train", "--resume", str(folder.path))
+    assert code == 0 and "nothing is left to do" in out
+    assert before == {path: path.stat().st_mtime_ns for path in folder.path.rglob("*")}
+
+
+def test_report_refuses_a_folder_that_holds_no_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, _, err = call(capsys, "report", str(tmp_path))
+    assert code == 2 and "holds no run" in err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mend"),
+    [
+        (["envs", "info", "gymrl/CodeInterpreter-v0", "--split", "tests"], "did you mean 'test'?"),
+        (
+            ["eval", "--env", "gymrl/CodeInterpreter-v0", "--policy", "null", "--split", "x"],
+            "take one of train, val, test",
+        ),
+        (
+            ["envs", "info", "gymrl/CodeInterpreter-v0", "--param", "digits=xx"],
+            "cannot be made with digits = 'xx'",
+        ),
+    ],
+)
+def test_a_wrong_split_or_parameter_is_a_sentence(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], mend: str
+) -> None:
+    code, _, err = call(capsys, *arguments)
+    assert code == 2 and mend in err and "unexpected" not in err
 
 
 def test_train_lists_the_shipped_recipes(capsys: pytest.CaptureFixture[str]) -> None:

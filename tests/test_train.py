@@ -171,6 +171,7 @@ def test_a_broken_checkpoint_is_named(whole, tmp_path):
     state = json.loads((copy / "state.json").read_text())
     state["phase"], state["step"] = 3, 4
     (copy / "state.json").write_text(json.dumps(state))
+    (copy / "summary.json").unlink()  # a run that is not finished
     file = next((copy / "checkpoints").glob("*-step-*/trainer.pt"))
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(RunFault, match="cannot be read"):

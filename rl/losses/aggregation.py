@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 
-Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant"]
+from gymrl.rl.choices import Aggregation
 
 
 def token_weights(counts_S: torch.Tensor, how: Aggregation, constant: float = 1.0) -> torch.Tensor:

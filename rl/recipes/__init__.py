@@ -44,12 +44,23 @@ def load(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def parse(data: dict[str, Any], overrides: Iterable[str] = ()) -> Recipe:
-    """Check recipe data. Overrides are `key.sub=value` with a TOML value; what is not TOML is taken as a string."""
+    """Check recipe data. Overrides are `key.sub=value` with a TOML value; what is not TOML is taken as a string.
+
+    An override of env.id with another environment clears env.params and sft.params first: they are the old one's.
+    """
+    pairs = []
     for override in overrides:
         key, sign, value = override.partition("=")
         if not sign or not key:
             raise RecipeError(f"an override is written key.sub=value, not {override!r}")
-        _set(data, key.strip().split("."), _value(value.strip()), override)
+        pairs.append((key.strip().split("."), _value(value.strip()), override))
+    before = _env_id(data)
+    if any(path == ["env", "id"] and value != before for path, value, _ in pairs):
+        for section in ("env", "sft"):
+            if isinstance(data.get(section), dict):
+                data[section].pop("params", None)
+    for path, value, override in pairs:
+        _set(data, path, value, override)
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
@@ -71,6 +82,11 @@ def keys(model: type[BaseModel] = Recipe, prefix: str = "") -> dict[str, Any]:
         else:
             found[prefix + name] = field.get_default(call_default_factory=True)
     return found
+
+
+def _env_id(data: dict[str, Any]) -> Any:
+    section = data.get("env")
+    return (section if isinstance(section, dict) else {}).get("id", keys()["env.id"])
 
 
 def _set(data: dict[str, Any], path: list[str], value: Any, override: str) -> None:

@@ -6,8 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from gymrl.rl.filters import VoidMode
-from gymrl.rl.losses.aggregation import Aggregation
+from gymrl.rl.choices import Aggregation, VoidMode
 
 
 class Section(BaseModel):
