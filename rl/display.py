@@ -12,6 +12,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
@@ -32,8 +33,8 @@ class Display:
         self._began = self._said = time.perf_counter()
         if self.console.is_terminal:
             self._bar = Progress(
-                TextColumn("{task.description:<14}"), BarColumn(24 if self.console.width >= 100 else 6),
-                MofNCompleteColumn(), TimeRemainingColumn(elapsed_when_finished=True),
+                TextColumn("{task.description}"), BarColumn(24 if self.console.width >= 100 else 6),
+                MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(compact=True),
                 TextColumn("{task.fields[facts]}"), console=self.console, transient=True,
             )  # fmt: skip
             self._task = self._bar.add_task(name, total=total, completed=done, facts="")
