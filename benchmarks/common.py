@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import statistics
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+for setting in ("OMP_WAIT_POLICY=passive", "TOKENIZERS_PARALLELISM=false"):  # as the `gymrl` command sets them
+    os.environ.setdefault(*setting.split("="))
 
 import torch
 from accelerate import Accelerator

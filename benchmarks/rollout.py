@@ -28,7 +28,7 @@ def main() -> None:
     )
     parser.add_argument("--engine", default="transformers")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[16, 64])
-    parser.add_argument("--episodes", type=int, default=128)
+    parser.add_argument("--episodes", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     recipe = quickstart()
@@ -46,7 +46,7 @@ def main() -> None:
 def loop_speed(loop, engine, folder, recipe, concurrency, args) -> None:
     pool = EnvPool(recipe.env.id, recipe.env.params)
     agent = ModelAgent("warm", engine, load_renderer(folder), Sampling(max_tokens=recipe.sampling.max_tokens))
-    jobs = evaluation_jobs([pool.task("val", i) for i in range(args.episodes)], 1, 0)
+    jobs = evaluation_jobs([pool.task("train", i) for i in range(args.episodes)], 1, 0)
     recorded: list[GenerationRequest] = []
     serve = engine.generate_batch
 

@@ -54,6 +54,7 @@ def run(arguments: list[str] | None = None) -> int:
     """Run the command with these arguments (without its own name); returns the exit code: 0, 2 for a wrong use, 1 for
     a failure, 130 after Ctrl-C."""
     for name in (
+        "OMP_WAIT_POLICY=passive",  # a thread that waits leaves its core to the environments
         "TRANSFORMERS_VERBOSITY=error",
         "HF_HUB_DISABLE_PROGRESS_BARS=1",
         "TOKENIZERS_PARALLELISM=false",
