@@ -6,7 +6,8 @@ Shapes: T flat tokens of a batch, N action tokens among them, S sequences.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,9 +27,12 @@ class TokenSequence:
     advantage: np.ndarray  # [L] float32
     version: np.ndarray  # [L] int64
     turn: np.ndarray  # [L] int64
-    old: np.ndarray | None = (
-        None  # [L] float32: the learner's log-probability before the update, where it was taken
-    )
+    old: np.ndarray | None = None
+    """[L] float32: the learner's log-probability before the update, where it was taken."""
+    ref: np.ndarray | None = None
+    """[L] float32: the reference model's log-probability, where there is one."""
+    guided: bool = False
+    """A demonstration among sampled sequences: its loss is -advantage * lp."""
 
     @property
     def tokens(self) -> int:
@@ -40,11 +44,13 @@ class TokenSequence:
 
 
 def sequences_of(
-    episode: Episode, trained: Sequence[bool] | None = None, advantage: float = 0.0, oldest: int | None = None
-) -> list[TokenSequence]:
+    episode: Episode, trained: Sequence[bool] | None = None, advantage: float | Sequence[Any] = 0.0,
+    oldest: int | None = None,
+) -> list[TokenSequence]:  # fmt: skip
     """An episode's segments as sequences: every sampled token of a trained turn is an action, nothing else is.
 
-    Tokens of a policy version before `oldest` carry no loss. Scripted turns (without ids) give nothing.
+    `advantage` is one number, or for every turn a number or an array over its sampled tokens. Tokens of a policy
+    version before `oldest` carry no loss. Scripted turns (without ids) give nothing.
     """
     trained = [True] * len(episode.turns) if trained is None else trained
     segments: dict[int, list[tuple[np.ndarray, ...]]] = {}
@@ -60,14 +66,19 @@ def sequences_of(
         action[prompt:] = train and (True if oldest is None else version[prompt:] >= oldest)
         mu = np.zeros(total, dtype=np.float32)
         mu[prompt:] = turn.logprobs
-        spread = np.where(action, np.float32(advantage), np.float32(0))
+        worth = np.zeros(total, dtype=np.float32)
+        worth[prompt:] = advantage if isinstance(advantage, (int, float)) else advantage[number]
+        spread = np.where(action, worth, np.float32(0))
         segments.setdefault(turn.segment, []).append(
             (ids, action, mu, spread, version, np.full(total, number, dtype=np.int64))
         )
-    return [
-        TokenSequence(*(np.concatenate(parts) for parts in zip(*turns, strict=True)))
-        for _, turns in sorted(segments.items())
-    ]
+    found = []
+    for _, turns in sorted(segments.items()):
+        ids, action, mu, spread, version, place = (
+            np.concatenate(parts) for parts in zip(*turns, strict=True)
+        )
+        found.append(TokenSequence(ids, action, mu, spread, version, place))
+    return found
 
 
 @dataclass(frozen=True)
@@ -88,6 +99,10 @@ class Batch:
     turn_N: torch.Tensor
     old_N: torch.Tensor | None
     """The learner's log-probabilities before the update, if all sequences have them."""
+    ref_N: torch.Tensor | None
+    """The reference's log-probabilities, if all sequences have them."""
+    guided_N: torch.Tensor
+    """Whether the token is of a demonstration."""
 
     @property
     def tokens(self) -> int:
@@ -128,7 +143,25 @@ def make_batch(
         old_N=pick(old)
         if len(old := [s.old for s in sequences if s.old is not None]) == len(sequences)
         else None,
+        ref_N=pick(ref)
+        if len(ref := [s.ref for s in sequences if s.ref is not None]) == len(sequences)
+        else None,
+        guided_N=torch.tensor([s.guided for s in sequences], dtype=torch.bool)[owner].to(device),
     )
+
+
+def at_actions(sequence: TokenSequence, values_n: torch.Tensor) -> np.ndarray:
+    """Values of a sequence's action tokens at their places, 0 elsewhere: [actions] -> [L] float32."""
+    placed = np.zeros(sequence.tokens, dtype=np.float32)
+    placed[sequence.action] = values_n.numpy()
+    return placed
+
+
+def kept_only(sequence: TokenSequence, kept_n: torch.Tensor) -> TokenSequence:
+    """The sequence with only those of its action tokens that are kept, [actions] bool."""
+    action = sequence.action.copy()
+    action[sequence.action] = kept_n.numpy()
+    return replace(sequence, action=action, advantage=np.where(action, sequence.advantage, np.float32(0)))
 
 
 def cut(sequences: Sequence[TokenSequence], budget: int) -> list[list[int]]:

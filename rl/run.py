@@ -16,26 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from transformers.utils import logging as transformers_logging
 
-from gymrl.agents.engines.base import Engine, EngineSettings, Sampling, open_engine
 from gymrl.agents.evaluation import evaluate, evaluation_jobs, invalid_causes
-from gymrl.agents.players import ModelAgent
 from gymrl.agents.records import Episode
-from gymrl.agents.rollout import RolloutSettings
 from gymrl.envs.workers import EnvPool
-from gymrl.rl.batches import TokenSequence, sequences_of
-from gymrl.rl.demonstrations import demonstrate, tokenise
 from gymrl.rl.display import Display
 from gymrl.rl.folder import Progress, RunFault, RunFolder
-from gymrl.rl.learner import Learner, LearnerSettings
 from gymrl.rl.memory import keep_freed_memory
-from gymrl.rl.policy import load_renderer, start_policy
 from gymrl.rl.recipes import Recipe, dump, load
 from gymrl.rl.report import write_report
-from gymrl.rl.trainers.online import check_engine, online_step
-from gymrl.rl.trainers.sft import sft_step
+from gymrl.rl.stages import open_stage, steps_of
+from gymrl.rl.trainers.online import check_engine
+from gymrl.rl.workshop import Workshop
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -113,7 +106,6 @@ class Run:
         self.earlier: float = self.summary["seconds"]
         self.summary["status"] = "running"
         self.pool = pool
-        self.engine: Engine | None = None
         self.phases = ["evaluate base"]
         for stage in recipe.stages:
             self.phases += [stage, f"evaluate {stage}"]
@@ -145,129 +137,51 @@ class Run:
             if importlib.util.find_spec(tracker) is None:
                 raise RunFault(f"log.trackers names {tracker}, which is not installed: pip install {tracker}")
         torch.manual_seed(recipe.seed)
-        self.accelerator = Accelerator(
-            mixed_precision=recipe.learner.mixed_precision, log_with=list(recipe.log.trackers) or None,
-            project_dir=str(folder.path), cpu=not torch.cuda.is_available(),
-        )  # fmt: skip
-        self.rollouts = RolloutSettings(
-            recipe.env.concurrency, recipe.engine.lockstep, recipe.env.deadline, recipe.env.max_turns,
-            recipe.rl.void == "end_episode",
-        )  # fmt: skip
+        self.shop = shop = Workshop(recipe, folder, self.pool, self.display, self.loop)
         self.display.note(f"{recipe.name}, seed {recipe.seed} -> {folder.path}")
-        demonstrations: list[Episode] = []
-        base = folder.checkpoint_path("base")
-        if (
-            recipe.model.path != "tiny" and not base.exists()
-        ):  # first: a model that cannot be loaded shows at once
-            folder.write_checkpoint("base", lambda path: start_policy(recipe, [], path), {})
-        if "sft" in recipe.stages or (recipe.model.path == "tiny" and not base.exists()):
-            self.display.begin("demonstrations", recipe.sft.demonstrations)
-            demonstrations = self.loop.run(self._demonstrate())
-            self.display.end()
-            folder.write_episodes("demonstrations", demonstrations)
-        if not base.exists():
-            folder.write_checkpoint("base", lambda path: start_policy(recipe, demonstrations, path), {})
-        self.renderer = load_renderer(base)
-        self.demonstrations: list[list[TokenSequence]] = [
-            sequences_of(tokenise(episode, self.renderer)) for episode in demonstrations
-        ]
-        self._check_context()
-        source = base
-        state: dict[str, Any] = {}
+        shop.prepare()
+        source, state = shop.base, dict[str, Any]()
         if self.progress.checkpoint:
             source, state = folder.read_checkpoint(self.progress.checkpoint)
-        s = recipe.learner
-        self.learner = Learner(
-            source,
-            LearnerSettings(
-                s.token_budget, s.grad_clip, s.weight_decay, mixed_precision=s.mixed_precision,
-                gradient_checkpointing=s.gradient_checkpointing,
-            ),
-            self.accelerator,
-        )  # fmt: skip
-        if state:
-            self.learner.load_state(state)
+        self.stage_state: dict[str, Any] = state.pop("stage", {})
         folder.rewind(self._steps_done())
-        e = recipe.engine
-        self.engine = open_engine(
-            EngineSettings(e.kind, source, e.url, e.max_context, e.slots, e.dtype, e.memory_gb, e.lockstep)
-        )
-        sampling = Sampling(recipe.sampling.temperature, max_tokens=recipe.sampling.max_tokens)
-        self.agent = ModelAgent(recipe.name, self.engine, self.renderer, sampling)
-        if recipe.log.trackers:
-            self.accelerator.init_trackers("tensorboard", {"recipe": recipe.name, "seed": recipe.seed})
-
-    async def _demonstrate(self) -> list[Episode]:
-        recipe = self.recipe
-        pool = EnvPool(recipe.env.id, {**recipe.env.params, **recipe.sft.params}, recipe.env.workers)
-        try:
-            return await demonstrate(pool, recipe.sft.demonstrations, self.rollouts, self.display.count)
-        finally:
-            await pool.aclose()
-
-    def _check_context(self) -> None:
-        longest = max((s.tokens for episode in self.demonstrations for s in episode), default=0)
-        if longest > self.recipe.engine.max_context:
-            raise ValueError(
-                f"the longest demonstration has {longest} tokens, engine.max_context is "
-                f"{self.recipe.engine.max_context}: set engine.max_context={-(-longest // 64) * 64} or more"
-            )
+        shop.open(source, state)
 
     # -- phases ----------------------------------------------------------------------------------------
 
-    def _train(self, stage: str) -> None:
+    def _train(self, name: str) -> None:
         """The optimisation loop of one stage."""
-        total = self.recipe.sft.steps if stage == "sft" else self.recipe.rl.steps
+        before = self.phases[self.progress.phase - 1].removeprefix("evaluate ")
+        self.shop.started = self.folder.checkpoint_path(before)
         if self.progress.step == 0:
-            self.learner.reset_optimizer()
-        if stage == "rl":
-            self._serve()
-        self.display.begin({"sft": "SFT", "rl": "RL"}[stage], total, self.progress.step)
+            self.shop.learner.reset_optimizer()
+        stage = open_stage(name, self.shop)
+        if self.progress.step:
+            stage.load_state(self.stage_state)
+        self.display.begin(stage.title, stage.total, self.progress.step)
         try:
-            for step in range(self.progress.step, total):
-                metrics = self._sft(step) if stage == "sft" else self._rl(step)
-                self._log(stage, step, metrics)
+            for step in range(self.progress.step, stage.total):
+                metrics, episodes = stage.step(step)
+                self._count(episodes)
+                self.display.advance(step + 1, **stage.facts(metrics))
+                self._log(name, step, metrics)
                 done = step + 1
-                if self.stopping or done == total or done % self.recipe.log.checkpoint_every == 0:
-                    self._checkpoint(stage, done)
+                if self.stopping or done == stage.total or done % self.recipe.log.checkpoint_every == 0:
+                    self._checkpoint(name, done, stage.state())
                 if self.stopping:
                     raise Interrupted
         finally:
             self.display.end()
 
-    def _sft(self, step: int) -> dict[str, Any]:
-        metrics = sft_step(self.learner, self.demonstrations, self.recipe.sft, step, self.recipe.seed)
-        self.display.advance(step + 1, loss=metrics["loss"])
-        return metrics
-
-    def _rl(self, step: int) -> dict[str, Any]:
-        recipe = self.recipe
-        first = recipe.sft.demonstrations if "sft" in recipe.stages else 0
-        done = self.loop.run(
-            online_step(
-                self.learner, self.agent, self.pool, self.rollouts, recipe.rl, recipe.sampling.temperature, step,
-                recipe.seed, first,
-            )
-        )  # fmt: skip
-        if step % recipe.log.episodes_every == 0:
-            self.folder.write_episodes(f"rl/{step:06d}", done.episodes)
-        self._count(done.episodes)
-        metrics = done.metrics
-        facts = {"reward": metrics["reward"], "void": metrics["void_turns"]}
-        if "entropy" in metrics:  # a step whose groups are all flat has none
-            facts["entropy"] = metrics["entropy"]
-        self.display.advance(step + 1, **facts)
-        return metrics
-
     def _evaluate(self, stage: str) -> None:
-        recipe = self.recipe
-        self._serve()
+        recipe, shop = self.recipe, self.shop
+        shop.serve()
         count = min(recipe.eval.tasks, self.pool.template.world.sizes[recipe.eval.split])
         tasks = [self.pool.task(recipe.eval.split, index) for index in range(count)]
         jobs = evaluation_jobs(tasks, recipe.eval.samples, recipe.seed)
         self.display.begin(f"evaluate {stage}", len(jobs))
         result, episodes = self.loop.run(
-            evaluate(self.agent, self.pool, jobs, self.rollouts, self.display.count)
+            evaluate(shop.agent, self.pool, jobs, shop.rollouts, self.display.count)
         )
         self.display.end()
         check_engine(episodes)
@@ -278,14 +192,9 @@ class Run:
         self.summary["stages"] = [s for s in self.summary["stages"] if s["name"] != stage]
         self.summary["stages"].append({"name": stage, **asdict(result)})
         if stage != "base":
-            self.folder.write_checkpoint(stage, self._save_policy, {})
+            self.folder.write_checkpoint(stage, shop.save_policy, {})
 
     # -- helpers ---------------------------------------------------------------------------------------
-
-    def _serve(self) -> None:
-        """Serve the learner's present weights."""
-        assert self.engine is not None
-        self.loop.run(self.engine.load_weights(self.learner.weights(), self.learner.updates))
 
     def _stop(self, *_: Any) -> None:
         if self.stopping:
@@ -296,11 +205,14 @@ class Run:
     def _log(self, stage: str, step: int, metrics: dict[str, Any]) -> None:
         self.folder.log({"stage": stage, "step": step, **metrics})
         if self.recipe.log.trackers:
-            self.accelerator.log({f"{stage}/{name}": value for name, value in metrics.items()}, step=step)
+            self.shop.accelerator.log(
+                {f"{stage}/{name}": value for name, value in metrics.items()}, step=step
+            )
 
-    def _checkpoint(self, stage: str, step: int) -> None:
+    def _checkpoint(self, stage: str, step: int, state: dict[str, Any]) -> None:
         name = f"{stage}-step-{step:06d}"
-        self.folder.write_checkpoint(name, self._save_policy, self.learner.state())
+        whole = self.shop.learner.state() | ({"stage": state} if state else {})
+        self.folder.write_checkpoint(name, self.shop.save_policy, whole)
         self._advance(self.progress.phase, step, name)
         self.folder.drop_checkpoints([name])
 
@@ -328,15 +240,10 @@ class Run:
 
     def _steps_done(self) -> dict[str, int]:
         """Steps of each stage that the checkpoint holds."""
-        totals = {"sft": self.recipe.sft.steps, "rl": self.recipe.rl.steps}
-        done = {name: totals[name] for name in self.phases[: self.progress.phase] if name in totals}
-        if self.progress.phase < len(self.phases) and self.phases[self.progress.phase] in totals:
+        done = {name: steps_of(name, self.shop) for name in self.phases[: self.progress.phase]}
+        if self.progress.phase < len(self.phases):
             done[self.phases[self.progress.phase]] = self.progress.step
         return done
-
-    def _save_policy(self, path: Path) -> None:
-        self.learner.save(path)
-        self.renderer.tokenizer.save_pretrained(path)
 
     def _count(self, episodes: list[Episode]) -> None:
         invalid = Counter(self.summary["invalid"]) + Counter(invalid_causes(episodes))
@@ -350,7 +257,7 @@ class Run:
     def _finish(self, status: str) -> None:
         self.summary["status"] = status
         if status == "finished":
-            self.folder.write_checkpoint("policy", self._save_policy, {})
+            self.folder.write_checkpoint("policy", self.shop.save_policy, {})
             self.display.stages(self.summary["stages"])
         self._write_summary()
         self._report()
@@ -358,15 +265,11 @@ class Run:
 
     def close(self) -> None:
         """Close environments, engine and files."""
-        self.loop.run(self._aclose())
+        if hasattr(self, "shop"):
+            self.shop.close()
+        else:
+            self.pool.close()
         self.folder.close()
-        if hasattr(self, "accelerator") and self.recipe.log.trackers:
-            self.accelerator.end_training()
-
-    async def _aclose(self) -> None:
-        await self.pool.aclose()
-        if self.engine is not None:
-            await self.engine.close()
 
 
 def _versions() -> dict[str, str]:

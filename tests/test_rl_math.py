@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from gymrl.agents.records import Episode, Turn
 from gymrl.envs.records import Message, TaskSpec
 from gymrl.rl.advantages.grpo import grpo
+from gymrl.rl.corrections.tis import tis
 from gymrl.rl.filters import FilterSettings, judge, reward_table
 from gymrl.rl.groups import Group, group_by_task
 from gymrl.rl.losses.aggregation import token_weights
 from gymrl.rl.losses.clip import clipped_loss
-from gymrl.rl.losses.mismatch import truncated_importance
 
 TASK = TaskSpec.make("toy/Toy-v0", "1", "train", 0)
 rewards = st.lists(
@@ -73,11 +73,11 @@ floats = st.floats(-4, 4)
 
 @given(
     st.lists(st.tuples(floats, floats, st.floats(-3, 3)), min_size=1, max_size=20),
-    st.sampled_from([None, 3.0]),
+    st.sampled_from([0.0, 3.0]),
 )
 def test_clipped_loss_is_the_formula(rows, dual):
     lp, old, a = (torch.tensor(column, dtype=torch.float64) for column in zip(*rows, strict=True))
-    got, _ = clipped_loss(lp, old, a, 0.2, 0.28, dual)
+    got, _ = clipped_loss(lp, old, a, low=0.2, high=0.28, dual=dual)
     for i, (x, y, adv) in enumerate(rows):
         ratio = math.exp(min(20, max(-20, x - y)))
         want = max(-adv * ratio, -adv * min(max(ratio, 0.8), 1.28))
@@ -123,9 +123,9 @@ def test_token_weights_are_the_means_they_are_named_after(counts):
 
 def test_importance_is_truncated_and_carries_no_gradient():
     old = torch.tensor([0.0, -1.0, 3.0], requires_grad=True)
-    rho = truncated_importance(old, torch.tensor([0.0, 0.0, 0.0]), 2.0)
+    rho, kept = tis(old, torch.tensor([0.0, 0.0, 0.0]), torch.arange(3), cap=2.0)
     torch.testing.assert_close(rho, torch.tensor([1.0, math.exp(-1), 2.0]))
-    assert not rho.requires_grad
+    assert not rho.requires_grad and kept.all()
 
 
 def test_a_group_is_one_task():

@@ -1,9 +1,28 @@
-"""Advantages: one file each, `(rewards_PG, counted_PG) -> advantages_PG`."""
+"""Advantages: one file each. Shapes: P groups of at most G episodes of at most K turns; B = P * G episodes in group
+order of at most T sampled tokens. All are float64 or bool."""
 
-from collections.abc import Callable
+from gymrl.rl.advantages import (
+    drgrpo,
+    gae,
+    gigpo,
+    grpo,
+    maxrl,
+    reinforce_pp,
+    remax,
+    rloo,
+    turn_gae,
+    two_level_gae,
+)
 
-import torch
-
-from gymrl.rl.advantages.grpo import grpo
-
-ADVANTAGES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {"grpo": grpo}
+__all__ = [
+    "drgrpo",
+    "gae",
+    "gigpo",
+    "grpo",
+    "maxrl",
+    "reinforce_pp",
+    "remax",
+    "rloo",
+    "turn_gae",
+    "two_level_gae",
+]

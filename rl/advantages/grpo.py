@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from gymrl.rl.algorithms import advantage
 
+
+@advantage("grpo")
 def grpo(rewards_PG: torch.Tensor, counted_PG: torch.Tensor) -> torch.Tensor:
     """A = (r - mean_g) / (std_g + 1e-6) with the unbiased std, over the episodes of the group that count.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import tomllib
 from collections.abc import Iterable
@@ -11,34 +12,45 @@ from typing import Any
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from gymrl.rl.recipes.models import Recipe
+from gymrl.rl.recipes.checks import check
+from gymrl.rl.recipes.models import Part, Recipe
 
-__all__ = ["Recipe", "RecipeError", "dump", "keys", "load", "parse", "shipped"]
+__all__ = ["Recipe", "RecipeError", "algorithms", "dump", "keys", "load", "parse", "shipped"]
 
 
 class RecipeError(ValueError):
     """A recipe, or an override of one of its keys, is wrong; the text names the mend."""
 
 
+BASE = "quickstart"
+"""What an algorithm's recipe is laid over where it is run by its own name."""
+
+
 def shipped() -> dict[str, Path]:
-    """The recipes that come with the package, by name."""
-    return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.toml"))}
+    """The recipes that come with the package, by name: whole ones, then one for each algorithm."""
+    return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.toml"))} | algorithms()
+
+
+def algorithms() -> dict[str, Path]:
+    """The recipes of single algorithms: what `algo=NAME` changes in any other recipe."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "algorithms").glob("*.toml"))}
 
 
 def load(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read a shipped recipe by name or a TOML file by path, and apply `key.sub=value` overrides.
 
-    Raises RecipeError naming what is wrong and the nearest name.
+    An algorithm's recipe is laid over the quickstart's. Raises RecipeError naming what is wrong and the nearest name.
     """
+    if str(recipe) in algorithms():
+        data = {**_read(shipped()[BASE]), "name": str(recipe)}
+        return parse(data, [f"algo={recipe}", *overrides])
     path = shipped().get(str(recipe), Path(recipe))
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = _read(path)
     except (FileNotFoundError, IsADirectoryError):
         near = difflib.get_close_matches(str(recipe), shipped(), 1, 0.4)
         hint = f"did you mean {near[0]!r}?" if near else f"shipped recipes: {', '.join(shipped())}."
         raise RecipeError(f"there is no recipe {str(recipe)!r}: {hint}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not TOML: {error}") from error
     data.setdefault("name", path.stem)
     return parse(data, overrides)
 
@@ -47,6 +59,8 @@ def parse(data: dict[str, Any], overrides: Iterable[str] = ()) -> Recipe:
     """Check recipe data. Overrides are `key.sub=value` with a TOML value; what is not TOML is taken as a string.
 
     An override of env.id with another environment clears env.params and sft.params first: they are the old one's.
+    `algo` lays an algorithm's recipe under the data's own keys; as an override it goes over them, and the other
+    overrides over it.
     """
     pairs = []
     for override in overrides:
@@ -59,12 +73,59 @@ def parse(data: dict[str, Any], overrides: Iterable[str] = ()) -> Recipe:
         for section in ("env", "sft"):
             if isinstance(data.get(section), dict):
                 data[section].pop("params", None)
+    chosen = [value for path, value, _ in pairs if path == ["algo"]]
+    if chosen:
+        rl = data.get("rl")
+        if isinstance(rl, dict):
+            data = {**data, "rl": {key: value for key, value in rl.items() if key not in ALGORITHM_KEYS}}
+        data = _merge(data, _algorithm(chosen[-1]))
+    elif data.get("algo"):
+        data = _merge(_algorithm(data["algo"]), data)
     for path, value, override in pairs:
         _set(data, path, value, override)
     try:
-        return Recipe.model_validate(data)
+        recipe = Recipe.model_validate(data)
     except ValidationError as error:
         raise RecipeError(_explain(error)) from None
+    try:
+        check(recipe)
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+    return recipe
+
+
+ALGORITHM_KEYS = ("advantage", "credit", "loss", "aggregation", "aggregation_length", "critic")
+"""Keys of [rl] that an algorithm's recipe decides: laid over another one, those of the other are forgotten."""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not TOML: {error}") from error
+
+
+def _algorithm(name: Any) -> dict[str, Any]:
+    known = algorithms()
+    if name not in known:
+        near = difflib.get_close_matches(str(name), known, 1, 0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+        raise RecipeError(
+            f"algo: there is no algorithm {name!r}: {hint} (one of your own is named by its part, e.g. rl.advantage)"
+        )
+    return _read(known[name])
+
+
+def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Both, table by table; where both have a value, that of `over`. A part that is named anew keeps nothing."""
+    found = dict(under)
+    for key, value in over.items():
+        old = found.get(key)
+        if isinstance(old, dict) and isinstance(value, dict) and "name" not in value:
+            found[key] = _merge(old, value)
+        else:
+            found[key] = copy.deepcopy(value)
+    return found
 
 
 def dump(recipe: Recipe) -> str:
@@ -77,7 +138,9 @@ def keys(model: type[BaseModel] = Recipe, prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
+        if isinstance(kind, type) and issubclass(kind, Part):
+            found[prefix + name] = field.default.name
+        elif isinstance(kind, type) and issubclass(kind, BaseModel):
             found |= keys(kind, f"{prefix}{name}.")
         else:
             found[prefix + name] = field.get_default(call_default_factory=True)
@@ -90,11 +153,31 @@ def _env_id(data: dict[str, Any]) -> Any:
 
 
 def _set(data: dict[str, Any], path: list[str], value: Any, override: str) -> None:
-    for part in path[:-1]:
+    parts = keys()
+    for depth, part in enumerate(path[:-1], 1):
+        here = ".".join(path[:depth])
+        if here in _part_keys():  # a part may be named alone, or not at all: it then is the default one
+            known = data.get(part, parts[here])
+            if isinstance(known, str):
+                data[part] = {"name": known}
+            elif isinstance(known, dict):
+                known.setdefault("name", parts[here])
         data = data.setdefault(part, {})
         if not isinstance(data, dict):
             raise RecipeError(f"{override!r}: {part!r} is a value, not a section")
     data[path[-1]] = value
+
+
+def _part_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> set[str]:
+    """The dotted keys that hold a part."""
+    found: set[str] = set()
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Part):
+            found.add(prefix + name)
+        elif isinstance(kind, type) and issubclass(kind, BaseModel):
+            found |= _part_keys(kind, f"{prefix}{name}.")
+    return found
 
 
 def _value(text: str) -> Any:

@@ -13,6 +13,23 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Part(BaseModel):
+    """An algorithm by name, with settings of its own: `"gspo"`, or `{ name = "gspo", low = 1e-4 }`. They are checked
+    against the algorithm itself (see gymrl.rl.recipes.checks)."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
 class EnvSection(Section):
     """What is played."""
 
@@ -69,23 +86,57 @@ class SftSection(Section):
     decay: Literal["constant", "linear", "cosine"] = "cosine"
 
 
+class KlSection(Section):
+    """Staying close to a reference policy."""
+
+    estimator: Literal["k1", "k2", "k3"] = "k3"
+    coefficient: float = Field(1e-3, gt=0)
+    place: Literal["loss", "reward"] = "loss"
+    ref: str = Field(
+        "start",
+        description="start (the stage's first weights), base (the run's), average (a moving average), or a folder",
+    )
+    decay: float = Field(0.99, gt=0, lt=1, description="of ref = average, per step")
+
+
+class OverlongSection(Section):
+    """Soft punishment of episodes whose sampled tokens exceed limit - buffer (DAPO)."""
+
+    limit: int = Field(ge=1)
+    buffer: int = Field(ge=1)
+    factor: float = Field(1.0, gt=0)
+
+
+class CriticSection(Section):
+    """The value model of PPO: the stage's first policy with a head of one number."""
+
+    lr: float = Field(1e-3, gt=0)
+    warmup: int = Field(0, ge=0, description="steps in which the critic alone learns")
+
+
 class RlSection(Section):
-    """Multi-turn GRPO."""
+    """Multi-turn policy optimisation: GRPO unless parts are named."""
 
     steps: int = Field(120, ge=1)
     tasks: int = Field(16, ge=1, description="tasks (groups) a step")
-    group: int = Field(8, ge=2, description="rollouts of each task")
+    group: int = Field(8, ge=1, description="rollouts of each task")
     lr: float = Field(1e-4, gt=0)
     warmup: int = Field(5, ge=0)
     decay: Literal["constant", "linear", "cosine"] = "constant"
     updates: int = Field(1, ge=1, description="optimiser steps on each step's rollouts")
-    advantage: Literal["grpo"] = "grpo"
-    clip_low: float = Field(0.2, ge=0)
-    clip_high: float = Field(0.28, ge=0)
-    dual_clip: float | None = Field(3.0, gt=1)
+    advantage: Part = Part(name="grpo")
+    credit: Literal["episode", "turn"] = Field(
+        "episode", description="what a group's rewards are: sums, or to go"
+    )
+    loss: Part = Part(name="clip")
+    correction: Part = Part(name="tis")
     aggregation: Aggregation = "token-mean"
     aggregation_length: float = Field(1.0, gt=0, description="divisor of aggregation = constant")
-    importance_cap: float = Field(2.0, ge=1, description="truncation of learner / engine importance weights")
+    kl: KlSection | None = None
+    critic: CriticSection | None = None
+    overlong: OverlongSection | None = None
+    resample: int = Field(0, ge=0, description="times that groups without spread are sampled anew")
+    max_staleness: int | None = Field(None, ge=0, description="policy versions after which a token is masked")
     void: VoidMode = "drop_episode"
     void_in_baseline: bool | None = None
     mask_truncated: bool = False
@@ -121,6 +172,7 @@ class Recipe(Section):
     """A whole run: stages in order, each starting from where the last one ended."""
 
     name: str
+    algo: str = Field("", description="an algorithm whose recipe is laid under this one")
     seed: int = Field(0, ge=0)
     stages: list[Literal["sft", "rl"]] = Field(["sft", "rl"], min_length=1)
     env: EnvSection = EnvSection()

@@ -1,4 +1,4 @@
-"""Online policy optimisation: rollouts of groups, filters, advantages, clipped updates, new weights for the engine."""
+"""Online policy optimisation: rollouts of groups, filters, advantages, updates, new weights for the engine."""
 
 from __future__ import annotations
 
@@ -7,25 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-import torch
-
 from gymrl.agents.engines.base import EngineFault
-from gymrl.agents.evaluation import summarise
 from gymrl.agents.players import Job, ModelAgent
 from gymrl.agents.records import Episode
 from gymrl.agents.rollout import RolloutSettings, rollout
 from gymrl.envs.records import stable_hash
 from gymrl.envs.workers import EnvPool
-from gymrl.rl.advantages import ADVANTAGES
-from gymrl.rl.batches import Batch, TokenSequence, sequences_of
-from gymrl.rl.filters import FilterSettings, judge, reward_table
+from gymrl.rl.algorithms import find
 from gymrl.rl.groups import Group, group_by_task
-from gymrl.rl.learner import Learner, schedule
-from gymrl.rl.losses.aggregation import token_weights
-from gymrl.rl.losses.clip import clipped_loss
-from gymrl.rl.losses.mismatch import truncated_importance
+from gymrl.rl.learner import Learner
+from gymrl.rl.objective import loss_of_settings as _loss_of
 from gymrl.rl.recipes.models import RlSection
+from gymrl.rl.trainers.update import Helpers, learn
+
+__all__ = ["OnlineStep", "_loss_of", "check_engine", "jobs_of_step", "learn", "online_step"]
 
 
 @dataclass(frozen=True)
@@ -36,29 +31,57 @@ class OnlineStep:
     metrics: dict[str, Any]
 
 
-def jobs_of_step(pool: EnvPool, settings: RlSection, step: int, seed: int, first: int) -> list[Job]:
+def jobs_of_step(
+    pool: EnvPool, settings: RlSection, step: int, seed: int, first: int, attempt: int = 0, tasks: int | None = None
+) -> list[Job]:  # fmt: skip
     """The rollouts of a step, a pure function of its arguments: the next `tasks` training tasks from index `first`
-    on (around again at the end of the split), each `group` times."""
+    on (around again at the end of the split), each `group` times, and once more greedily where the advantage asks
+    for it. Attempt 1 and later, of groups sampled anew, take tasks beyond those of all steps."""
     size = pool.template.world.sizes["train"]
+    tasks = settings.tasks if tasks is None else tasks
+    start = first + step * settings.tasks
+    if attempt:
+        start += (settings.steps * attempt) * settings.tasks
+    greedy = "greedy_P" in find("advantage", settings.advantage.name).inputs
     jobs = []
-    for number in range(settings.tasks):
-        task = pool.task("train", (first + step * settings.tasks + number) % size)
+    for number in range(tasks):
+        task = pool.task("train", (start + number) % size)
+        group = attempt * settings.tasks + number
         for sample in range(settings.group):
-            jobs.append(Job(task, number, sample, stable_hash("rollout", seed, step, number, sample)))
+            jobs.append(Job(task, group, sample, stable_hash("rollout", seed, step, group, sample)))
+        if greedy:
+            jobs.append(
+                Job(task, group, settings.group, stable_hash("greedy", seed, step, group), greedy=True)
+            )
     return jobs
 
 
 async def online_step(
     learner: Learner, agent: ModelAgent, pool: EnvPool, rollouts: RolloutSettings, settings: RlSection,
-    temperature: float, step: int, seed: int, first: int,
+    temperature: float, step: int, seed: int, first: int, helpers: Helpers | None = None,
 ) -> OnlineStep:  # fmt: skip
     """Play, learn, and serve the new weights. Raises EngineFault if the engine failed (its episodes are lost, the
     weights are as before)."""
     began, busy = time.perf_counter(), agent.engine.busy_seconds
-    episodes = await rollout(jobs_of_step(pool, settings, step, seed, first), agent, pool, rollouts)
+    groups: list[Group] = []
+    episodes: list[Episode] = []
+    dropped = 0
+    for attempt in range(settings.resample + 1):
+        jobs = jobs_of_step(pool, settings, step, seed, first, attempt, settings.tasks - len(groups))
+        played_now = await rollout(jobs, agent, pool, rollouts)
+        check_engine(played_now)
+        episodes += played_now
+        fresh = group_by_task(played_now)
+        if settings.resample:
+            fresh = [group for group in fresh if has_spread(group)]
+            dropped += len(jobs) // settings.group - len(fresh)
+        groups += fresh
+        if len(groups) >= settings.tasks:
+            break
     played = time.perf_counter()
-    check_engine(episodes)
-    metrics = learn(learner, group_by_task(episodes), settings, temperature, step)
+    metrics = learn(learner, groups, settings, temperature, step, helpers)
+    if settings.resample:
+        metrics |= {"dropped_groups": dropped, "drop_rate": dropped / max(1, dropped + len(groups))}
     learned = time.perf_counter()
     await agent.engine.load_weights(learner.weights(), learner.updates)
     synced = time.perf_counter()
@@ -70,7 +93,19 @@ async def online_step(
         "time/sync": synced - learned,
         "time/step": synced - began,
     }
-    return OnlineStep(episodes, metrics)
+    return OnlineStep([replace_greedy(e, settings) for e in episodes], metrics)
+
+
+def has_spread(group: Group) -> bool:
+    """Whether the valid episodes of a group differ in reward."""
+    return len({episode.reward for episode in group.episodes if episode.valid}) > 1
+
+
+def replace_greedy(episode: Episode, settings: RlSection) -> Episode:
+    """The episode, named as greedy if it is the group's baseline."""
+    return (
+        replace(episode, policy=f"{episode.policy} (greedy)") if episode.sample == settings.group else episode
+    )
 
 
 def check_engine(episodes: Sequence[Episode]) -> None:
@@ -78,101 +113,3 @@ def check_engine(episodes: Sequence[Episode]) -> None:
     for episode in episodes:
         if episode.reason.startswith("engine: "):
             raise EngineFault(episode.reason.removeprefix("engine: "))
-
-
-def learn(
-    learner: Learner, groups: list[Group], settings: RlSection, temperature: float, step: int
-) -> dict[str, Any]:
-    """Update the policy on groups of episodes; returns the step's metrics."""
-    filters = FilterSettings(settings.void, settings.void_in_baseline, settings.mask_truncated)
-    verdicts = [[judge(episode, filters) for episode in group.episodes] for group in groups]
-    rewards_PG, counted_PG = reward_table(groups, verdicts)
-    advantages_PG = ADVANTAGES[settings.advantage](rewards_PG, counted_PG)
-    sequences: list[TokenSequence] = []
-    for p, group in enumerate(groups):
-        for g, (episode, verdict) in enumerate(zip(group.episodes, verdicts[p], strict=True)):
-            if any(verdict.trained):
-                sequences += sequences_of(episode, verdict.trained, float(advantages_PG[p, g]))
-    lr = schedule(step, settings.lr, settings.warmup, settings.steps, settings.decay)
-    metrics = _episode_metrics(groups, verdicts, rewards_PG, counted_PG)
-    return metrics | {"lr": lr} | _update(learner, sequences, settings, temperature, lr, step)
-
-
-def _update(
-    learner: Learner,
-    sequences: list[TokenSequence],
-    settings: RlSection,
-    temperature: float,
-    lr: float,
-    step: int,
-) -> dict[str, Any]:
-    """The optimiser steps on one step's sequences: `updates` disjoint parts of them, one after the other."""
-    parts = [sequences[i :: settings.updates] for i in range(settings.updates)]
-    # The policy before the update: with one update it is the policy that is being differentiated.
-    old = None if settings.updates == 1 else [learner.score(part, temperature) for part in parts]
-    sums: dict[str, float] = {}
-    totals = {"loss": 0.0, "grad_norm": 0.0, "tokens": 0, "actions": 0, "skipped": 0}
-    for number, part in enumerate(parts):
-        counts = torch.tensor([s.actions for s in part], dtype=torch.long)
-        weights_S = token_weights(counts, settings.aggregation, settings.aggregation_length).tolist()
-        # Tokens without advantage have no gradient: they count in the weights, but need no forward pass.
-        live = [i for i, s in enumerate(part) if s.actions and s.advantage.any()]
-        chosen = [part[i] for i in live]
-        if old is not None:
-            chosen = [_with_old(part[i], old[number][i]) for i in live]
-        result = learner.step(chosen, [weights_S[i] for i in live], _loss_of(settings), lr, temperature)
-        totals["loss"] += result.loss / settings.updates
-        totals["grad_norm"] += result.grad_norm / settings.updates
-        totals["tokens"] += result.tokens
-        totals["actions"] += result.actions
-        totals["skipped"] += int(result.skipped)
-        for name, value in result.sums.items():
-            sums[name] = (
-                max(sums.get(name, 0.0), value) if name.endswith("_max") else sums.get(name, 0.0) + value
-            )
-    many = max(1, totals["actions"])
-    return totals | {name: value if name.endswith("_max") else value / many for name, value in sums.items()}
-
-
-def _with_old(sequence: TokenSequence, old_lp: torch.Tensor) -> TokenSequence:
-    old = np.zeros(sequence.tokens, dtype=np.float32)
-    old[sequence.action] = old_lp.numpy()
-    return replace(sequence, old=old)
-
-
-def _loss_of(settings: RlSection) -> Any:
-    def loss_of(batch: Batch, lp_N: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        old_N = lp_N.detach() if batch.old_N is None else batch.old_N
-        loss_N, clipped_N = clipped_loss(
-            lp_N, old_N, batch.advantage_N, settings.clip_low, settings.clip_high, settings.dual_clip
-        )
-        rho_N = truncated_importance(old_N, batch.mu_N, settings.importance_cap)
-        gap_N = (old_N - batch.mu_N).abs()
-        reports = {
-            "clip_share": clipped_N.sum(),
-            "mismatch_mean": gap_N.sum(),
-            "mismatch_max": gap_N.max(),
-            "importance_truncated": (rho_N >= settings.importance_cap).sum(),
-        }
-        return loss_N * rho_N, reports
-
-    return loss_of
-
-
-def _episode_metrics(
-    groups: list[Group], verdicts: Sequence[Sequence[Any]], rewards_PG: torch.Tensor, counted_PG: torch.Tensor
-) -> dict[str, Any]:
-    episodes = [episode for group in groups for episode in group.episodes]
-    count = summarise(episodes)
-    spread = [len(set(rewards_PG[p][counted_PG[p]].tolist())) > 1 for p in range(len(groups))]
-    return {
-        "reward": count.reward,
-        "success": count.success,
-        "turns": count.turns,
-        "sampled_tokens": count.tokens * sum(episode.valid for episode in episodes),
-        "void_turns": count.void_turns,
-        "void_episodes": sum(episode.valid and episode.void for episode in episodes) / max(1, len(episodes)),
-        "trained_episodes": sum(any(v.trained) for row in verdicts for v in row) / max(1, len(episodes)),
-        "flat_groups": 1 - sum(spread) / max(1, len(groups)),
-        "invalid": sum(count.invalid.values()),
-    }

@@ -1,0 +1,189 @@
+"""The registry of algorithms: named functions that ask for tensors by name and carry their own settings.
+
+An algorithm is a plain function. Its positional parameters name the tensors it wants (`INPUTS` lists them), its
+keyword-only parameters are its settings, with types and defaults. A decorator makes it known:
+
+    @advantage("centred")
+    def centred(rewards_PG, counted_PG, *, scale: float = 1.0): ...
+
+A recipe then says `rl.advantage = "centred"` or `{ name = "centred", scale = 2.0 }`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+GROUP = "gymrl.algorithms"
+"""The entry-point group of installed packages: each entry is a module that is imported."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+INPUTS: dict[str, tuple[str, ...]] = {
+    "advantage": (
+        "rewards_PG", "counted_PG", "greedy_P", "turn_rewards_PGK", "turns_PGK", "states_PGK",
+        "token_rewards_BT", "sampled_BT", "turn_BT", "values_BT", "bootstrap_B", "counted_B",
+    ),
+    "loss": ("lp_N", "old_lp_N", "advantages_N", "sequence_N"),
+    "correction": ("old_lp_N", "mu_lp_N", "sequence_N"),
+    "preference": ("lp_S", "ref_lp_S", "length_S", "pair_S", "desirable_S"),
+}  # fmt: skip
+"""What the functions of each kind may ask for; docs/write_your_own_algorithm.md says what each tensor is."""
+
+
+class AlgorithmFault(ValueError):
+    """There is no such algorithm, or its settings are wrong; the text names the mend."""
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One registered function: what it asks for, and the typed form of its settings."""
+
+    kind: str
+    name: str
+    function: Callable[..., Any]
+    inputs: tuple[str, ...]
+    settings: type[BaseModel]
+    masks: bool = False
+    """A correction that takes tokens out of the mask: it is asked before the step's weights are computed."""
+
+    def bind(self, given: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
+        """The function with its settings: takes a mapping of tensors and picks those it asks for.
+
+        Raises AlgorithmFault for settings it does not have, or of the wrong type.
+        """
+        settings = dict(self.check(given))
+
+        def call(tensors: Mapping[str, Any]) -> Any:
+            return self.function(*(tensors[name] for name in self.inputs), **settings)
+
+        return call
+
+    def check(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings with their defaults filled in."""
+        try:
+            return self.settings.model_validate(dict(given)).model_dump()
+        except ValidationError as error:
+            item = error.errors()[0]
+            key = ".".join(str(part) for part in item["loc"])
+            known = list(self.settings.model_fields)
+            if item["type"] == "extra_forbidden":
+                near = difflib.get_close_matches(key, known, 1, 0.4)
+                hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known) or 'none'}"
+                raise AlgorithmFault(f"{self.kind} {self.name!r} has no setting {key!r}: {hint}") from None
+            raise AlgorithmFault(
+                f"{self.kind} {self.name!r}: {key} = {item['input']!r}: {item['msg']}"
+            ) from None
+
+
+_REGISTRY: dict[tuple[str, str], Algorithm] = {}
+
+
+def advantage(name: str) -> Callable[[F], F]:
+    """Register `(tensors of INPUTS["advantage"], *, settings) -> advantages`, shaped [P, G], [P, G, K] or [B, T];
+    a function that asks for `values_BT` returns (advantages, returns), both [B, T]."""
+    return _decorator("advantage", name)
+
+
+def loss(name: str) -> Callable[[F], F]:
+    """Register `(tensors of INPUTS["loss"], *, settings) -> (loss_N, clipped_N)`."""
+    return _decorator("loss", name)
+
+
+def correction(name: str, masks: bool = False) -> Callable[[F], F]:
+    """Register `(tensors of INPUTS["correction"], *, settings) -> (weight_N, kept_N)`, detached: the factor on each
+    token's loss, and whether the token stays in the mask. `masks` says that `kept_N` is not always true."""
+    return _decorator("correction", name, masks)
+
+
+def preference(name: str) -> Callable[[F], F]:
+    """Register `(tensors of INPUTS["preference"], *, settings) -> loss_S`."""
+    return _decorator("preference", name)
+
+
+def find(kind: str, name: str) -> Algorithm:
+    """The algorithm of that name; `module:name` and `file.py:name` import the module or file first.
+
+    Raises AlgorithmFault, which names the nearest.
+    """
+    _builtin()
+    source, _, short = name.rpartition(":")
+    if source:
+        _import(source)
+    if (kind, short) in _REGISTRY:
+        return _REGISTRY[kind, short]
+    names_ = names(kind)
+    near = difflib.get_close_matches(short, names_, 1, 0.4)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names_)}"
+    where = f" in {source}" if source else ""
+    raise AlgorithmFault(f"there is no {kind} {short!r}{where}: {hint}")
+
+
+def names(kind: str) -> list[str]:
+    """All registered names of a kind, sorted."""
+    _builtin()
+    return sorted(name for k, name in _REGISTRY if k == kind)
+
+
+def _decorator(kind: str, name: str, masks: bool = False) -> Callable[[F], F]:
+    def register(function: F) -> F:
+        inputs, fields = [], dict[str, Any]()
+        hints = get_type_hints(function, include_extras=True)
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                if parameter.default is parameter.empty:
+                    raise AlgorithmFault(f"{kind} {name!r}: give its setting {parameter.name!r} a default")
+                fields[parameter.name] = (hints.get(parameter.name, Any), parameter.default)
+            elif parameter.name in INPUTS[kind]:
+                inputs.append(parameter.name)
+            else:
+                raise AlgorithmFault(
+                    f"{kind} {name!r} asks for {parameter.name!r}, which it cannot have: take of "
+                    f"{', '.join(INPUTS[kind])}, or make it a keyword-only setting"
+                )
+        model = create_model(f"{kind}-{name}", __config__=ConfigDict(extra="forbid"), **fields)
+        _REGISTRY[kind, name] = Algorithm(kind, name, function, tuple(inputs), model, masks)
+        return function
+
+    return register
+
+
+@cache
+def _builtin() -> None:
+    for package in ("advantages", "losses", "corrections", "preferences"):
+        importlib.import_module(f"gymrl.rl.{package}")
+    for point in entry_points(group=GROUP):
+        point.load()
+
+
+@cache
+def _import(source: str) -> None:
+    """Import a module by name or a file by path, once."""
+    try:
+        if source.endswith(".py"):
+            path = Path(source).resolve()
+            spec = importlib.util.spec_from_file_location(f"gymrl_user_{path.stem}", path)
+            if spec is None or spec.loader is None or not path.exists():
+                raise FileNotFoundError("there is no such file")
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module
+            spec.loader.exec_module(module)
+        else:
+            importlib.import_module(source)
+    except AlgorithmFault:
+        raise
+    except Exception as error:
+        raise AlgorithmFault(
+            f"the algorithm's source {source} cannot be imported ({type(error).__name__}: {error})"
+        ) from error

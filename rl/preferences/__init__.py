@@ -1,0 +1,1 @@
+"""Preference losses over whole episodes."""

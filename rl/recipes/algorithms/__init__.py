@@ -1,0 +1,1 @@
+"""One recipe for each algorithm: what `algo=NAME` changes in any other."""

@@ -1,0 +1,84 @@
+"""Which settings go together: combinations that make no sense are refused, with the reason."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gymrl.rl.recipes.models import Part, Recipe, RlSection
+
+if TYPE_CHECKING:
+    from gymrl.rl.algorithms import Algorithm
+
+DEFAULTS = RlSection()
+
+
+def check(recipe: Recipe) -> None:
+    """Raise ValueError with the reason where the recipe's settings do not go together, or a part is not known."""
+    if "rl" in recipe.stages:
+        _rl(recipe)
+
+
+def _rl(recipe: Recipe) -> None:
+    rl = recipe.rl
+    if rl.void_in_baseline is not None and rl.void in ("keep", "end_episode"):
+        raise ValueError(
+            f"rl.void_in_baseline says nothing where rl.void = {rl.void!r}: such episodes always count; "
+            "leave it out, or take mask_turn, mask_episode or drop_episode"
+        )
+    if rl.aggregation_length != DEFAULTS.aggregation_length and rl.aggregation != "constant":
+        raise ValueError(
+            f"rl.aggregation_length is the divisor of rl.aggregation = 'constant', not of {rl.aggregation!r}"
+        )
+    if rl.loss.name == "reinforce" and rl.updates > 1:
+        raise ValueError(
+            "rl.loss = 'reinforce' has no ratio: from the second update on the samples are of another policy; "
+            "set rl.updates=1 or take rl.loss = 'clip'"
+        )
+    parts = (("advantage", rl.advantage), ("loss", rl.loss), ("correction", rl.correction))
+    usual = (DEFAULTS.advantage, DEFAULTS.loss, DEFAULTS.correction)
+    if rl.credit == "episode" and tuple(part for _, part in parts) == usual:
+        if rl.group < 2:
+            raise ValueError(_alone("grpo"))
+        if rl.critic is not None:
+            raise ValueError(_no_critic("grpo"))
+        return
+    found = {kind: _found(kind, part) for kind, part in parts}  # this loads torch
+    _advantage(rl, found["advantage"])
+
+
+def _found(kind: str, part: Part) -> Algorithm:
+    from gymrl.rl.algorithms import find
+
+    algorithm = find(kind, part.name)
+    algorithm.check(part.settings)
+    return algorithm
+
+
+def _advantage(rl: RlSection, algorithm: Algorithm) -> None:
+    from gymrl.rl.credit import GROUP_INPUTS
+
+    inputs, name = set(algorithm.inputs), algorithm.name
+    compares = "counted_PG" in inputs and "greedy_P" not in inputs
+    if rl.credit == "turn" and not (inputs <= GROUP_INPUTS and compares):
+        raise ValueError(
+            f"rl.credit = 'turn' is for advantages that compare a group's rewards; {name!r} deals with turns or "
+            "baselines itself: leave rl.credit out"
+        )
+    if compares and rl.group < 2:
+        raise ValueError(_alone(name))
+    if not compares and rl.resample:
+        raise ValueError(
+            f"rl.resample samples groups without spread anew, but {name!r} learns from those too: set rl.resample=0"
+        )
+    if "values_BT" in inputs and rl.critic is None:
+        raise ValueError(f"rl.advantage = {name!r} needs values: add [rl.critic]")
+    if "values_BT" not in inputs and rl.critic is not None:
+        raise ValueError(_no_critic(name))
+
+
+def _alone(name: str) -> str:
+    return f"rl.group=1: {name!r} compares a group's episodes, one alone says nothing: set rl.group=2 or more"
+
+
+def _no_critic(name: str) -> str:
+    return f"[rl.critic] is never asked: rl.advantage = {name!r} uses no values; leave it out, or take gae"

@@ -1,0 +1,79 @@
+"""Online policy optimisation, with the reference and the critic that the recipe asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gymrl.agents.records import Episode
+from gymrl.rl.critic import Critic, CriticSettings
+from gymrl.rl.policy import PolicyFault
+from gymrl.rl.reference import Reference
+from gymrl.rl.trainers.online import online_step
+from gymrl.rl.trainers.update import Helpers
+from gymrl.rl.workshop import Workshop
+
+
+class OnlineStage:
+    title = "RL"
+
+    def __init__(self, workshop: Workshop) -> None:
+        self.workshop = workshop
+        recipe = workshop.recipe
+        self.total = recipe.rl.steps
+        self.first = recipe.sft.demonstrations if "sft" in recipe.stages else 0
+        self.helpers = Helpers(_reference(workshop), _critic(workshop))
+        workshop.serve()
+
+    def step(self, number: int) -> tuple[dict[str, Any], list[Episode]]:
+        shop, recipe = self.workshop, self.workshop.recipe
+        done = shop.loop.run(
+            online_step(
+                shop.learner, shop.agent, shop.pool, shop.rollouts, recipe.rl, recipe.sampling.temperature, number,
+                recipe.seed, self.first, self.helpers,
+            )
+        )  # fmt: skip
+        if number % recipe.log.episodes_every == 0:
+            shop.folder.write_episodes(f"rl/{number:06d}", done.episodes)
+        return done.metrics, done.episodes
+
+    def facts(self, metrics: dict[str, Any]) -> dict[str, float]:
+        facts = {"reward": metrics["reward"], "void": metrics["void_turns"]}
+        if "entropy" in metrics:  # a step whose groups are all flat has none
+            facts["entropy"] = metrics["entropy"]
+        return facts
+
+    def state(self) -> dict[str, Any]:
+        state: dict[str, Any] = {}
+        if self.helpers.reference is not None:
+            state |= self.helpers.reference.state()
+        if self.helpers.critic is not None:
+            state["critic"] = self.helpers.critic.state()
+        return state
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        if self.helpers.reference is not None:
+            self.helpers.reference.load_state(state)
+        if self.helpers.critic is not None:
+            self.helpers.critic.load_state(state["critic"])
+
+
+def _reference(shop: Workshop) -> Reference | None:
+    kl = shop.recipe.rl.kl
+    if kl is None:
+        return None
+    sources = {"start": shop.started, "average": shop.started, "base": shop.base}
+    source = sources.get(kl.ref, Path(kl.ref))
+    if not source.is_dir():
+        raise PolicyFault(
+            f"rl.kl.ref = {kl.ref!r} is no folder: take start, base, average, or a checkpoint's folder"
+        )
+    decay = kl.decay if kl.ref == "average" else None
+    return Reference(source, shop.learner_settings(), shop.accelerator, decay)
+
+
+def _critic(shop: Workshop) -> Critic | None:
+    if shop.recipe.rl.critic is None:
+        return None
+    s = shop.recipe.learner
+    return Critic(shop.started, CriticSettings(s.token_budget, s.grad_clip), shop.accelerator)

@@ -1,0 +1,218 @@
+"""One step's learning: from groups of episodes to new weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from gymrl.agents.evaluation import summarise
+from gymrl.agents.records import Episode
+from gymrl.rl.algorithms import find
+from gymrl.rl.batches import TokenSequence, at_actions, kept_only, sequences_of
+from gymrl.rl.credit import Judged, assign
+from gymrl.rl.critic import Critic, with_targets
+from gymrl.rl.filters import FilterSettings, Verdict, judge, reward_table
+from gymrl.rl.groups import Group
+from gymrl.rl.learner import Learner, schedule
+from gymrl.rl.losses.aggregation import token_weights
+from gymrl.rl.losses.kl import kl
+from gymrl.rl.losses.length import overlong
+from gymrl.rl.objective import loss_of_settings
+from gymrl.rl.recipes.models import RlSection
+from gymrl.rl.reference import Reference
+
+
+@dataclass
+class Helpers:
+    """The models that learning may need beside the policy's."""
+
+    reference: Reference | None = None
+    critic: Critic | None = None
+
+
+def learn(
+    learner: Learner, groups: list[Group], settings: RlSection, temperature: float, step: int,
+    helpers: Helpers | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Update the policy on groups of episodes; returns the step's metrics."""
+    helpers = helpers or Helpers()
+    algorithm = find("advantage", settings.advantage.name)
+    groups, greedy_P = _without_greedy(groups, settings) if "greedy_P" in algorithm.inputs else (groups, None)
+    filters = FilterSettings(settings.void, settings.void_in_baseline, settings.mask_truncated)
+    verdicts = [[judge(episode, filters) for episode in group.episodes] for group in groups]
+    rewards_PG, counted_PG = reward_table(groups, verdicts)
+    judged = Judged(
+        groups, counted_PG, [[shaped(e, settings) for e in group.episodes] for group in groups], greedy_P
+    )
+    kl_in_reward = settings.kl is not None and settings.kl.place == "reward"
+    if kl_in_reward or helpers.critic is not None:
+        judged = _with_models(judged, learner, helpers, settings, temperature)
+    worth, targets = assign(judged, algorithm, settings.advantage.settings, settings.credit)
+    oldest = None if settings.max_staleness is None else learner.updates - settings.max_staleness
+    sequences: list[TokenSequence] = []
+    for p, g in judged.places():
+        if any(verdicts[p][g].trained):
+            sequences += sequences_of(judged.episode(p, g), verdicts[p][g].trained, worth[p, g], oldest)
+    lr = schedule(step, settings.lr, settings.warmup, settings.steps, settings.decay)
+    metrics = _episode_metrics(groups, verdicts, rewards_PG, counted_PG) | {"lr": lr}
+    if helpers.critic is not None and targets is not None and settings.critic is not None:
+        metrics |= _teach(helpers.critic, judged, targets, settings)
+        if step < settings.critic.warmup:
+            return metrics
+    metrics |= _update(learner, sequences, settings, temperature, lr, helpers.reference)
+    if helpers.reference is not None:
+        helpers.reference.follow(learner)
+    return metrics
+
+
+def shaped(episode: Episode, settings: RlSection) -> np.ndarray:
+    """The rewards of an episode's turns [K] float64, shaped; 0 for an invalid one, whose rewards mean nothing."""
+    if not episode.valid:
+        return np.zeros(len(episode.turns))
+    rewards = np.array([turn.reward for turn in episode.turns], dtype=np.float64)
+    if settings.overlong is not None and len(rewards):
+        o = settings.overlong
+        rewards[-1] += overlong(episode.tokens, o.limit, o.buffer, o.factor)
+    return rewards
+
+
+def _without_greedy(groups: list[Group], settings: RlSection) -> tuple[list[Group], torch.Tensor]:
+    """The groups without their greedy episodes, and those episodes' shaped rewards [P], NaN where invalid."""
+    found, rest = [], []
+    for group in groups:
+        greedy = [e for e in group.episodes if e.sample == settings.group]
+        rest.append(Group(group.task, tuple(e for e in group.episodes if e.sample != settings.group)))
+        valid = [float(shaped(e, settings).sum()) for e in greedy if e.valid]
+        found.append(valid[0] if valid else float("nan"))
+    return rest, torch.tensor(found, dtype=torch.float64)
+
+
+def _with_models(
+    judged: Judged, learner: Learner, helpers: Helpers, settings: RlSection, temperature: float
+) -> Judged:
+    """With the critic's values and the KL's costs of every sampled token, trained or not."""
+    pieces = {place: sequences_of(judged.episode(*place)) for place in judged.places()}
+    flat = [sequence for parts in pieces.values() for sequence in parts]
+
+    def rows(of_sequence: list[Any], empty: Any, join: Any) -> list[list[np.ndarray]]:
+        values = iter(of_sequence)
+        table: list[list[np.ndarray]] = [[] for _ in judged.groups]
+        for (p, _), parts in pieces.items():
+            found = [next(values) for _ in parts]
+            table[p].append(join(found) if found else empty)
+        return table
+
+    if settings.kl is not None and settings.kl.place == "reward":
+        assert helpers.reference is not None
+        scored = zip(
+            learner.score(flat, temperature), helpers.reference.score(flat, temperature), strict=True
+        )
+        costs = [
+            settings.kl.coefficient * kl(own, ref, settings.kl.estimator).double().numpy()
+            for own, ref in scored
+        ]
+        judged = replace(judged, token_costs=rows(costs, np.zeros(0), np.concatenate))
+    if helpers.critic is not None:
+        values = helpers.critic.values(flat)
+
+        def join(found: list[tuple[np.ndarray, float]]) -> np.ndarray:
+            return np.append(np.concatenate([own for own, _ in found]), found[-1][1])
+
+        judged = replace(judged, values=rows(values, np.zeros(1), join))
+    return judged
+
+
+def _teach(
+    critic: Critic, judged: Judged, targets: dict[tuple[int, int], list[np.ndarray]], settings: RlSection
+) -> dict[str, float]:
+    """The critic's steps on the returns of the episodes that count, as many as the policy's."""
+    assert settings.critic is not None
+    sequences: list[TokenSequence] = []
+    for (p, g), found in targets.items():
+        if not bool(judged.counted_PG[p, g]):
+            continue
+        wanted = np.concatenate(found)
+        at = 0
+        for sequence in sequences_of(judged.episode(p, g)):
+            sequences.append(with_targets(sequence, wanted[at : at + sequence.actions]))
+            at += sequence.actions
+    seen: dict[str, float] = {}
+    for number in range(settings.updates):
+        seen = critic.step(sequences[number :: settings.updates], settings.critic.lr)
+    return seen
+
+
+def _update(
+    learner: Learner, sequences: list[TokenSequence], settings: RlSection, temperature: float, lr: float,
+    reference: Reference | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """The optimiser steps on one step's sequences: `updates` disjoint parts of them, one after the other."""
+    corrector = find("correction", settings.correction.name)
+    # The policy before the update: with one update it is the policy that is being differentiated.
+    if settings.updates > 1 or corrector.masks:
+        scored = learner.score(sequences, temperature)
+        sequences = [replace(s, old=at_actions(s, lp)) for s, lp in zip(sequences, scored, strict=True)]
+    if reference is not None:
+        scored = reference.score(sequences, temperature)
+        sequences = [replace(s, ref=at_actions(s, lp)) for s, lp in zip(sequences, scored, strict=True)]
+    rejected = 0
+    if corrector.masks:
+        before = sum(s.actions for s in sequences)
+        sequences = [_masked(s, corrector.bind(settings.correction.settings)) for s in sequences]
+        rejected = before - sum(s.actions for s in sequences)
+    kl_in_loss = settings.kl is not None and settings.kl.place == "loss"
+    loss_of = loss_of_settings(settings)
+    sums: dict[str, float] = {}
+    totals = {"loss": 0.0, "grad_norm": 0.0, "tokens": 0, "actions": 0, "skipped": 0}
+    for number in range(settings.updates):
+        part = sequences[number :: settings.updates]
+        counts = torch.tensor([s.actions for s in part], dtype=torch.long)
+        weights_S = token_weights(counts, settings.aggregation, settings.aggregation_length).tolist()
+        # Tokens without advantage have no gradient: they count in the weights, but need no forward pass.
+        live = [i for i, s in enumerate(part) if s.actions and (kl_in_loss or s.advantage.any())]
+        result = learner.step([part[i] for i in live], [weights_S[i] for i in live], loss_of, lr, temperature)
+        totals["loss"] += result.loss / settings.updates
+        totals["grad_norm"] += result.grad_norm / settings.updates
+        totals["tokens"] += result.tokens
+        totals["actions"] += result.actions
+        totals["skipped"] += int(result.skipped)
+        for name, value in result.sums.items():
+            sums[name] = (
+                max(sums.get(name, 0.0), value) if name.endswith("_max") else sums.get(name, 0.0) + value
+            )
+    many = max(1, totals["actions"])
+    found = totals | {name: value if name.endswith("_max") else value / many for name, value in sums.items()}
+    return found | ({"rejected_tokens": rejected} if corrector.masks else {})
+
+
+def _masked(sequence: TokenSequence, correct: Any) -> TokenSequence:
+    """The sequence without the action tokens that the correction takes out of the mask."""
+    if not sequence.actions or sequence.old is None:
+        return sequence
+    old_N = torch.from_numpy(sequence.old[sequence.action])
+    mu_N = torch.from_numpy(sequence.mu[sequence.action])
+    tensors = {"old_lp_N": old_N, "mu_lp_N": mu_N, "sequence_N": torch.zeros(len(old_N), dtype=torch.long)}
+    return kept_only(sequence, correct(tensors)[1])
+
+
+def _episode_metrics(
+    groups: list[Group], verdicts: Sequence[Sequence[Verdict]], rewards_PG: torch.Tensor, counted_PG: torch.Tensor
+) -> dict[str, Any]:  # fmt: skip
+    episodes = [episode for group in groups for episode in group.episodes]
+    count = summarise(episodes)
+    spread = [len(set(rewards_PG[p][counted_PG[p]].tolist())) > 1 for p in range(len(groups))]
+    return {
+        "reward": count.reward,
+        "success": count.success,
+        "turns": count.turns,
+        "sampled_tokens": count.tokens * sum(episode.valid for episode in episodes),
+        "void_turns": count.void_turns,
+        "void_episodes": sum(episode.valid and episode.void for episode in episodes) / max(1, len(episodes)),
+        "trained_episodes": sum(any(v.trained) for row in verdicts for v in row) / max(1, len(episodes)),
+        "flat_groups": 1 - sum(spread) / max(1, len(groups)),
+        "invalid": sum(count.invalid.values()),
+    }

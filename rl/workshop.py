@@ -1,0 +1,123 @@
+"""What the stages of a run share: environments, demonstrations, learner, engine, agent."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from gymrl.agents.engines.base import Engine, EngineSettings, Sampling, open_engine
+from gymrl.agents.players import ModelAgent
+from gymrl.agents.records import Episode
+from gymrl.agents.rollout import RolloutSettings
+from gymrl.envs.workers import EnvPool
+from gymrl.rl.batches import TokenSequence, sequences_of
+from gymrl.rl.demonstrations import demonstrate, tokenise
+from gymrl.rl.display import Display
+from gymrl.rl.folder import RunFolder
+from gymrl.rl.learner import Learner, LearnerSettings
+from gymrl.rl.policy import load_renderer, start_policy
+from gymrl.rl.recipes import Recipe
+
+
+class Workshop:
+    """Opened once for a run; `learner` holds the policy as it is now, `started` the weights the present stage began
+    with."""
+
+    def __init__(
+        self, recipe: Recipe, folder: RunFolder, pool: EnvPool, display: Display, loop: asyncio.Runner
+    ) -> None:
+        self.recipe, self.folder, self.pool, self.display, self.loop = recipe, folder, pool, display, loop
+        self.engine: Engine | None = None
+        self.accelerator = Accelerator(
+            mixed_precision=recipe.learner.mixed_precision, log_with=list(recipe.log.trackers) or None,
+            project_dir=str(folder.path), cpu=not torch.cuda.is_available(),
+        )  # fmt: skip
+        self.rollouts = RolloutSettings(
+            recipe.env.concurrency, recipe.engine.lockstep, recipe.env.deadline, recipe.env.max_turns,
+            recipe.rl.void == "end_episode",
+        )  # fmt: skip
+        self.base = folder.checkpoint_path("base")
+        self.started = self.base
+
+    def prepare(self) -> None:
+        """The demonstrations and the first policy, made or found in the run folder."""
+        recipe, folder = self.recipe, self.folder
+        demonstrations: list[Episode] = []
+        if (
+            recipe.model.path != "tiny" and not self.base.exists()
+        ):  # first: a model that cannot be loaded shows at once
+            folder.write_checkpoint("base", lambda path: start_policy(recipe, [], path), {})
+        if "sft" in recipe.stages or (recipe.model.path == "tiny" and not self.base.exists()):
+            self.display.begin("demonstrations", recipe.sft.demonstrations)
+            demonstrations = self.loop.run(self._demonstrate())
+            self.display.end()
+            folder.write_episodes("demonstrations", demonstrations)
+        if not self.base.exists():
+            folder.write_checkpoint("base", lambda path: start_policy(recipe, demonstrations, path), {})
+        self.renderer = load_renderer(self.base)
+        self.demonstrations: list[list[TokenSequence]] = [
+            sequences_of(tokenise(episode, self.renderer)) for episode in demonstrations
+        ]
+        self._check_context()
+
+    def open(self, source: Path, state: dict[str, Any]) -> None:
+        """Learner and engine with the weights of `source`; `state` is the learner's, if it is not fresh."""
+        recipe = self.recipe
+        self.learner = Learner(source, self.learner_settings(), self.accelerator)
+        if state:
+            self.learner.load_state(state)
+        e = recipe.engine
+        self.engine = open_engine(
+            EngineSettings(e.kind, source, e.url, e.max_context, e.slots, e.dtype, e.memory_gb)
+        )
+        sampling = Sampling(recipe.sampling.temperature, max_tokens=recipe.sampling.max_tokens)
+        self.agent = ModelAgent(recipe.name, self.engine, self.renderer, sampling)
+        if recipe.log.trackers:
+            self.accelerator.init_trackers("tensorboard", {"recipe": recipe.name, "seed": recipe.seed})
+
+    def learner_settings(self) -> LearnerSettings:
+        s = self.recipe.learner
+        return LearnerSettings(
+            s.token_budget, s.grad_clip, s.weight_decay, mixed_precision=s.mixed_precision,
+            gradient_checkpointing=s.gradient_checkpointing,
+        )  # fmt: skip
+
+    def serve(self) -> None:
+        """Serve the learner's present weights."""
+        assert self.engine is not None
+        self.loop.run(self.engine.load_weights(self.learner.weights(), self.learner.updates))
+
+    def save_policy(self, path: Path) -> None:
+        self.learner.save(path)
+        self.renderer.tokenizer.save_pretrained(path)
+
+    async def _demonstrate(self) -> list[Episode]:
+        recipe = self.recipe
+        pool = EnvPool(recipe.env.id, {**recipe.env.params, **recipe.sft.params}, recipe.env.workers)
+        try:
+            return await demonstrate(pool, recipe.sft.demonstrations, self.rollouts, self.display.count)
+        finally:
+            await pool.aclose()
+
+    def _check_context(self) -> None:
+        longest = max((s.tokens for episode in self.demonstrations for s in episode), default=0)
+        if longest > self.recipe.engine.max_context:
+            raise ValueError(
+                f"the longest demonstration has {longest} tokens, engine.max_context is "
+                f"{self.recipe.engine.max_context}: set engine.max_context={-(-longest // 64) * 64} or more"
+            )
+
+    def close(self) -> None:
+        """Close environments, engine and trackers."""
+        self.loop.run(self._aclose())
+        if self.recipe.log.trackers:
+            self.accelerator.end_training()
+
+    async def _aclose(self) -> None:
+        await self.pool.aclose()
+        if self.engine is not None:
+            await self.engine.close()

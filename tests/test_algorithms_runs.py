@@ -1,0 +1,153 @@
+"""Every shipped algorithm trains: a few steps of a whole run on a toy environment, stopped and resumed where it has
+state of its own; and combinations that make no sense are refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from gymrl.rl.recipes import RecipeError, algorithms, dump, load, parse
+from gymrl.rl.run import train
+
+sys.path.insert(0, str(Path(__file__).parent))
+import toy_env  # noqa: F401 - registers toy/Letters-v0
+
+SMALL = [
+    "model.hidden=32", "model.heads=2", "model.kv_heads=1", "model.layers=1", "sft.demonstrations=8",
+    "sft.steps=2", "sft.batch=4", "rl.steps=3", "rl.tasks=2", "rl.group=3", "rl.warmup=0", "eval.tasks=2",
+    "sampling.max_tokens=6", "log.checkpoint_every=1", "log.trackers=[]", 'rl.void="keep"', "env.id=toy/Letters-v0",
+]  # fmt: skip
+
+
+def rows(run: Path, stage: str = "rl") -> list[dict]:
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in found if row["stage"] == stage]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return AutoModelForCausalLM.from_pretrained(folder).state_dict()
+
+
+def bare(row: dict) -> dict:
+    return {key: value for key, value in row.items() if not key.startswith("time/")}
+
+
+@pytest.mark.parametrize("name", algorithms())
+def test_every_shipped_algorithm_trains(name, tmp_path):
+    assert train(name, SMALL, None, tmp_path / "run") == 0
+    recipe = load(tmp_path / "run" / "recipe.toml")
+    assert recipe.algo == name
+    stage = recipe.stages[-1]
+    found = rows(tmp_path / "run", stage)
+    assert len(found) >= 2
+    assert all(math.isfinite(v) for row in found for v in row.values() if isinstance(v, float))
+    before = weights(
+        tmp_path / "run" / "checkpoints" / (recipe.stages[-2] if len(recipe.stages) > 1 else "base")
+    )
+    after = weights(tmp_path / "run" / "policy")
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+
+
+STATEFUL = {
+    "critic": ["algo=ppo"],
+    "moving reference": ['rl.kl={ref="average", coefficient=0.1, decay=0.5}'],
+    "kl in reward": ['rl.kl={place="reward", estimator="k1", ref="base", coefficient=0.1}'],
+    "resampling": ["rl.resample=2", "rl.updates=2", "rl.correction=reject"],
+}
+
+
+@pytest.mark.parametrize("case", STATEFUL)
+def test_a_resumed_run_equals_an_uninterrupted_one(case, tmp_path, monkeypatch):
+    overrides = [*SMALL, *STATEFUL[case]]
+    assert train("quickstart", overrides, None, tmp_path / "whole") == 0
+    from gymrl.rl.stages.online import OnlineStage
+
+    step = OnlineStage.step
+
+    def broken(self, number):
+        if number == 2:
+            raise RuntimeError("the power fails")
+        return step(self, number)
+
+    monkeypatch.setattr(OnlineStage, "step", broken)
+    with pytest.raises(RuntimeError, match="power"):
+        train("quickstart", overrides, None, tmp_path / "cut")
+    monkeypatch.undo()
+    assert train(None, [], tmp_path / "cut") == 0
+    one, two = (weights(tmp_path / name / "policy") for name in ("whole", "cut"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    a, b = (rows(tmp_path / name) for name in ("whole", "cut"))
+    assert [bare(row) for row in a] == [bare(row) for row in b]
+    if "kl" in case or "reference" in case:
+        assert any(row["kl"] != 0 for row in a)
+    if case == "critic":
+        assert a[-1]["value_loss"] > 0
+
+
+REFUSED = [
+    (["rl.loss=reinforce", "rl.updates=2"], "no ratio"),
+    (["rl.group=1"], "one alone says nothing"),
+    (["algo=rloo", "rl.group=1"], "'rloo' compares a group's episodes"),
+    (["rl.advantage=gae"], "needs values: add [rl.critic]"),
+    (["rl.critic={lr=1e-3}"], "uses no values"),
+    (["algo=gigpo", "rl.credit=turn"], "is for advantages that compare"),
+    (["algo=ppo", "rl.resample=1"], "learns from those too"),
+    (["rl.void_in_baseline=true"], "always count"),
+    (["rl.aggregation_length=3.0"], "divisor of rl.aggregation = 'constant'"),
+    (["rl.loss.hihg=0.3"], "did you mean 'high'"),
+    (["rl.loss=clpi"], "did you mean 'clip'"),
+    (["rl.advantage.gamma=0.5"], "has no setting 'gamma'"),
+    (["algo=gigpo", "rl.advantage.gamma=1.5"], "less than or equal to 1"),
+    (["algo=grop"], "did you mean 'grpo'"),
+    (["rl.advantage=nowhere.py:mine"], "cannot be imported"),
+    (["rl.kl={place=\"middle\"}"], "rl.kl.place"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("overrides", "words"), REFUSED)
+def test_senseless_combinations_are_refused_with_a_reason(overrides, words):
+    with pytest.raises(RecipeError) as error:
+        load("quickstart", overrides)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_algorithm_lies_over_a_recipe_and_under_its_own_overrides(tmp_path):
+    plain, ppo = load("quickstart"), load("quickstart", ["algo=ppo"])
+    assert (ppo.env, ppo.rl.lr, ppo.rl.void) == (plain.env, plain.rl.lr, plain.rl.void)
+    assert ppo.rl.advantage.name == "gae" and ppo.rl.critic is not None
+    changed = load("quickstart", ["rl.advantage.lam=0.5", "algo=ppo"])
+    assert changed.rl.advantage.settings == {"lam": 0.5}
+    (tmp_path / "run.toml").write_text(dump(ppo))
+    assert load(tmp_path / "run.toml") == ppo
+    other = load(tmp_path / "run.toml", ["algo=drgrpo"])
+    assert other.rl.critic is None and other.rl.advantage.name == "drgrpo"
+    mine = parse({"name": "mine", "algo": "gspo", "rl": {"loss": {"name": "gspo", "low": 0.1}}})
+    assert mine.rl.loss.settings == {"low": 0.1} and mine.rl.aggregation == "seq-mean-token-mean"
+    assert load("gspo").name == "gspo" and load("gspo").env == plain.env
+
+
+OWN = '''
+import torch
+from gymrl.rl.algorithms import advantage
+
+
+@advantage("best-of")
+def best_of(rewards_PG, counted_PG, *, scale: float = 1.0):
+    """The best episode of each group, and nothing else."""
+    return scale * (rewards_PG == rewards_PG.max(1, keepdim=True).values).double()
+'''
+
+
+def test_a_users_own_file_is_an_algorithm(tmp_path):
+    (tmp_path / "mine.py").write_text(OWN)
+    overrides = [*SMALL, f"rl.advantage={tmp_path}/mine.py:best-of", "rl.advantage.scale=0.5"]
+    assert train("quickstart", overrides, None, tmp_path / "run") == 0
+    with pytest.raises(RecipeError, match="'scale'"):
+        load("quickstart", [f"rl.advantage={tmp_path}/mine.py:best-of", "rl.advantage.scael=0.5"])
