@@ -54,6 +54,7 @@ class GymEnv(gymnasium.Env[Any, Any]):
     ) -> None:
         self.env_id, self.world, self.params, self.split = env_id, world, params, split
         self._check_split(split)
+        self._params = TaskSpec.make(env_id, world.version, split, 0, params).params
         self.render_mode = render_mode
         self.action_space = ActionSpace()
         self.observation_space = ObservationSpace()
@@ -87,8 +88,15 @@ class GymEnv(gymnasium.Env[Any, Any]):
     # -- the asynchronous side, which rollouts use ----------------------------------------------------
 
     async def areset(self, task: TaskSpec) -> tuple[Observation, dict[str, Any]]:
-        """Start the episode of `task`. Raises EnvironmentFault if the world returns no observation."""
+        """Start the episode of `task`. Raises ValueError for a task of another environment, version or parameters,
+        EnvironmentFault if the world returns no observation."""
         world = self.world
+        mine = (self.env_id, world.version, self._params)
+        if (task.env, task.version, task.params) != mine:
+            raise ValueError(
+                f"the task is of {task.env} {task.version} with {task.params}, this environment is "
+                f"{self.env_id} {world.version} with {self._params}: make it with the task's parameters"
+            )
         world.task, world.rng = task, task.rng()
         self._turns, self._ended, self._transcript = 0, False, []
         value = await _result(world.reset())

@@ -83,14 +83,14 @@ def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "test/Toy-v0"
 
 
-def task(index: int = 0, env_id: str = "test/Toy-v0") -> TaskSpec:
-    return TaskSpec.make(env_id, "1", "train", index)
+def task(index: int = 0, env_id: str = "test/Toy-v0", **params: str) -> TaskSpec:
+    return TaskSpec.make(env_id, "1", "train", index, params)
 
 
 async def test_worlds_stay_in_the_process_they_were_opened_in(toys: str) -> None:
     pool = ProcessPool(2)
     handles = [await pool.open(toys, {"word": f"w{i}"}) for i in range(4)]
-    firsts = [await handle.reset(task(i)) for i, handle in enumerate(handles)]
+    firsts = [await handle.reset(task(i, word=f"w{i}")) for i, handle in enumerate(handles)]
     assert [first[0].text.split()[0] for first in firsts] == ["w0", "w1", "w2", "w3"]
     seen = []
     for _ in range(2):
@@ -144,7 +144,7 @@ async def test_a_dead_worker_fails_its_calls_and_is_replaced(toys: str) -> None:
 async def test_a_worker_killed_from_outside_fails_the_calls_in_flight(toys: str) -> None:
     pool = ProcessPool(1)
     handle = await pool.open("test/AsyncToy-v0", {})
-    await handle.reset(task())
+    await handle.reset(task(env_id="test/AsyncToy-v0"))
     call = asyncio.create_task(handle.step(Action("wait")))
     await asyncio.sleep(0.1)
     os.kill(handle.worker.pid, signal.SIGKILL)
@@ -171,8 +171,8 @@ async def test_a_world_that_hangs_is_killed_and_the_loop_never_waits(toys: str) 
 async def test_a_world_that_awaits_is_not_taken_for_one_that_hangs(toys: str) -> None:
     pool = ProcessPool(1, stall_seconds=3.0)
     waiting, beside = await pool.open("test/AsyncToy-v0", {}), await pool.open("test/AsyncToy-v0", {})
-    await waiting.reset(task())
-    await beside.reset(task())
+    await waiting.reset(task(env_id="test/AsyncToy-v0"))
+    await beside.reset(task(env_id="test/AsyncToy-v0"))
     call = asyncio.create_task(waiting.step(Action("wait")))
     assert (await beside.step(Action("quick"))).terminated, "one world's wait must not hold another"
     await asyncio.sleep(4.5)

@@ -189,6 +189,13 @@ def test_tasks_are_chosen_by_index_by_task_and_by_seed() -> None:
         env.reset(options={"index": 2**31})
     with pytest.raises(TypeError, match="takes a TaskSpec"):
         env.reset(options={"task": 3})
+    for foreign in (
+        TaskSpec.make("test/Guess-v0", "2", "val", 6),
+        TaskSpec.make("test/Guess-v0", "1", "val", 6, {"high": 3}),
+        TaskSpec.make("test/Other-v0", "1", "val", 6),
+    ):
+        with pytest.raises(ValueError, match="make it with the task's parameters"):
+            env.reset(options={"task": foreign})
 
 
 def test_a_step_before_reset_or_after_the_end_raises() -> None:

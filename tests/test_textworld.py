@@ -111,9 +111,10 @@ def test_eating_what_the_quest_needs_loses_the_game() -> None:
     path.with_name("ours.ni").unlink()
 
     world = env(rewards="dense", games=None)
-    world.reset(options={"task": spec("val", 7)})
+    task = world.task_spec(7, "val")
+    world.reset(options={"task": task})
     assert win(world) == [0.5, 0.5]
-    world.reset(options={"task": spec("val", 7)})
+    world.reset(options={"task": task})
     assert world.step("open chest")[1:3] == (0.5, False)
     assert world.step("close chest")[1:3] == (-0.5, False)
     observation, reward, terminated, _, info = world.step("eat apple")

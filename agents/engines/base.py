@@ -115,8 +115,6 @@ class EngineSettings:
     dtype: str = "float32"
     memory_gb: float = 0.5
     """For the key/value cache on the CPU (vLLM)."""
-    deterministic: bool = True
-    """vLLM: settings under which the same seeds give the same tokens."""
 
 
 def open_engine(settings: EngineSettings) -> Engine:
