@@ -1,36 +1,50 @@
 """Sandboxes: running untrusted code."""
 
-from gymrl.sandboxes.base import (
-    Limits,
-    Result,
-    Sandbox,
-    SandboxFault,
-    SandboxUnavailable,
-    Session,
-)
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gymrl.sandboxes.base import Limits, Result, Sandbox, SandboxFault, SandboxUnavailable, Session
 
 __all__ = [
-    "Limits",
-    "Result",
-    "Sandbox",
-    "SandboxFault",
-    "SandboxUnavailable",
-    "Session",
-    "open_sandbox",
+    "BACKENDS", "Limits", "Result", "Sandbox", "SandboxFault", "SandboxUnavailable", "Session", "open_sandbox",
     "shared_sandbox",
-]
+]  # fmt: skip
+
+BACKENDS = ("namespaces", "confined", "none")
+"""The names that `open_sandbox` takes, beside `auto`."""
+AUTOMATIC = ("namespaces", "confined")
+"""What `auto` tries, in this order."""
 
 
-def open_sandbox(backend: str = "auto") -> Sandbox:
-    """Open a sandbox by name: `local` (also `auto`) runs programs in limited processes of this machine.
+def open_sandbox(
+    backend: str = "auto", *, workers: int | None = None, preload: Sequence[str] = ()
+) -> Sandbox:
+    """Open a sandbox by name; `auto` takes the best of `namespaces` and `confined` that can be built here.
 
-    Raises ValueError for an unknown backend and SandboxUnavailable where it cannot run.
+    workers: how many programs run at once (as many as CPUs). preload: modules that programs find imported
+    already, such as numpy. The sandbox is really built before this returns. Raises ValueError for an unknown backend
+    and SandboxUnavailable, naming the step that failed and the mend, where it cannot be built.
     """
-    from gymrl.sandboxes.local import LocalSandbox
+    from gymrl.sandboxes.pool import PoolSandbox
 
-    if backend in ("auto", "local"):
-        return LocalSandbox()
-    raise ValueError(f"unknown sandbox {backend!r}: take 'auto' or 'local'")
+    if backend not in ("auto", *BACKENDS):
+        raise ValueError(f"unknown sandbox {backend!r}: take auto, {', '.join(BACKENDS)}")
+    failures = []
+    for name in AUTOMATIC if backend == "auto" else (backend,):
+        sandbox = PoolSandbox(name, workers, preload)
+        try:
+            sandbox.probe()
+        except SandboxUnavailable as error:
+            failures.append(str(error))
+        else:
+            return sandbox
+    if backend != "auto":
+        raise SandboxUnavailable(failures[0])
+    raise SandboxUnavailable(
+        f"no sandbox that isolates can be built here ({'; '.join(failures)}). "
+        "Mend one of these, or take the sandbox 'none' by name where the code is trusted"
+    )
 
 
 _SHARED: dict[str, Sandbox] = {}

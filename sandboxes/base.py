@@ -6,7 +6,7 @@ import abc
 from dataclasses import dataclass
 from typing import Literal
 
-KilledBy = Literal["", "timeout", "memory", "output", "processes", "signal"]
+KilledBy = Literal["", "timeout", "memory", "output", "processes", "disk", "signal"]
 
 
 class SandboxFault(RuntimeError):
@@ -19,13 +19,32 @@ class SandboxUnavailable(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one run may use. Bytes and seconds."""
+    """What one run may use, all its processes together. Bytes.
+
+    Raises ValueError for what is no number of bytes (or processes), or is too small for any program.
+    """
 
     memory: int = 512 * 2**20
     output: int = 64 * 2**10
     """stdout and stderr are each cut after this many bytes."""
     file_size: int = 16 * 2**20
+    """The largest single file."""
     processes: int = 16
+    """Processes at once, the program included."""
+    disk: int = 64 * 2**20
+    """All files of the working and the temporary folder, each."""
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("memory", 2**20),
+            ("output", 0),
+            ("file_size", 0),
+            ("processes", 1),
+            ("disk", 2**16),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**62:
+                raise ValueError(f"the limit {name} is an integer from {least} on, not {value!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +53,8 @@ class Result:
 
     `value` is the repr of a session's last expression ('' where there is none), `exit` the exit status (negative: the
     signal), `killed_by` why the sandbox ended it ('' where it did not), `backend` what isolated it.
+
+    Everything but `stdout`, `stderr` and a session's `value` and `exit` is found out outside the program's process.
     """
 
     stdout: str
@@ -50,14 +71,26 @@ class Result:
 
 
 class Session(abc.ABC):
-    """A Python interpreter whose variables live on from one run to the next."""
+    """A Python interpreter whose variables, files and working folder live on from one run to the next.
+
+    A run that crashes, exits or is stopped leaves the session as it was before it (where the session takes
+    checkpoints, which it does unless told otherwise) and says so at the end of its `stderr`.
+    """
 
     @abc.abstractmethod
     async def run(self, code: str, timeout: float = 5.0, limits: Limits | None = None) -> Result: ...
 
     @abc.abstractmethod
     async def reset(self) -> None:
-        """Forget every variable and file."""
+        """Forget every variable and file; snapshots stay."""
+
+    @abc.abstractmethod
+    async def snapshot(self) -> int:
+        """Remember the session as it is now: variables, files, working folder. The number to restore it by."""
+
+    @abc.abstractmethod
+    async def restore(self, snapshot: int) -> None:
+        """Go on from a snapshot, any number of times. Raises ValueError for one that there is not."""
 
     @abc.abstractmethod
     async def close(self) -> None: ...
@@ -70,10 +103,11 @@ class Sandbox(abc.ABC):
 
     @abc.abstractmethod
     async def run(self, code: str, timeout: float = 5.0, limits: Limits | None = None) -> Result:
-        """Run a Python program. Raises SandboxFault if the sandbox failed."""
+        """Run a Python program. Raises SandboxFault if the sandbox failed, ValueError for a bad time-out."""
 
     @abc.abstractmethod
-    async def session(self) -> Session: ...
+    async def session(self, checkpoint: bool = True) -> Session:
+        """A session. checkpoint: whether a run that goes wrong is undone (about a millisecond a run) or ends it."""
 
     @abc.abstractmethod
     async def close(self) -> None: ...

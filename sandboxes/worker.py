@@ -1,11 +1,13 @@
-"""The parent's side of one local worker: start it, hand it programs, read what they print, end it."""
+"""The caller's side of one worker process: start it, hand it programs, read what they print, end it."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -14,31 +16,46 @@ import time
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
-from gymrl.sandboxes import zygote
 from gymrl.sandboxes.base import KilledBy, Limits, SandboxFault, SandboxUnavailable
+from gymrl.sandboxes.inside import protocol
 
 GRACE = 10.0
 """Seconds beyond a run's time-out after which the worker itself is given up."""
+START = 30.0
+"""Seconds for a worker to start."""
 FLOOD = 16
 """A run that prints more than this many times `limits.output` is killed; up to there the rest is thrown away."""
+HOUSE = Path(__file__).resolve().parent
+
+_CAUSES: dict[bytes, KilledBy] = {
+    protocol.TIMEOUT: "timeout",
+    protocol.PROCESSES: "processes",
+    protocol.MEMORY: "memory",
+    protocol.DISK: "disk",
+}
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
-    """How a run's process ended: `exit` is negative for a signal."""
+class Outcome:
+    """How a request ended: `exit` is negative for a signal; `lost`: a session is not what it was; `value`: bytes."""
 
     cause: bytes
     exit: int
     seconds: float
+    lost: bool
+    value: bytes
 
     @property
     def killed_by(self) -> KilledBy:
         """Why it was ended; a worker that was asked to end it leaves the reason to whoever asked."""
-        if self.cause == zygote.TIMEOUT or self.exit == -24:  # SIGXCPU
+        if self.cause in _CAUSES:
+            return _CAUSES[self.cause]
+        if self.cause in (protocol.DONE, protocol.LEFT):
+            return ""
+        if self.exit == -signal.SIGXCPU:
             return "timeout"
-        if self.cause == zygote.PROCESSES:
-            return "processes"
         return "signal" if self.exit < 0 else ""
 
 
@@ -91,130 +108,177 @@ class Stream:
 
 
 class Worker:
-    """One zygote process and its control socket. Not safe for two threads at once.
+    """One worker process of a tier and its control socket. Not safe for two threads at once.
 
-    Raises SandboxUnavailable if it cannot be started.
+    preload: modules that it imports before any program, from the folders `packages`. Raises SandboxUnavailable if it
+    cannot be started.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tier: str, preload: tuple[str, ...] = (), packages: tuple[str, ...] = ()) -> None:
         if not sys.platform.startswith("linux"):
-            raise SandboxUnavailable("the local sandbox needs Linux: run gymrl in a Linux container here")
-        self.owner = os.getpid()
-        self.folder = folder = tempfile.mkdtemp(prefix="gymrl-sandbox-")
+            raise SandboxUnavailable(f"the sandbox {tier!r} needs Linux: run gymrl in a Linux container here")
+        self.tier, self.owner = tier, os.getpid()
         self.control, theirs = socket.socketpair()
-        log = Path(folder, "log")
-        with theirs, log.open("wb") as errors:
+        self.folder = "" if tier == "namespaces" else tempfile.mkdtemp(prefix="gymrl-sandbox-")
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115  (closed by _end)
+        config = {
+            "tier": tier, "folder": self.folder, "control": theirs.fileno(), "packages": packages, "preload": preload,
+            "parent": 0 if tier == "namespaces" else self.owner, "house": str(HOUSE),
+        }  # fmt: skip
+        with theirs:
             # Not -I but what it stands for: the environment is ours anyway, and a fixed hash seed makes a
             # program that prints a set print the same in every run and every worker.
-            command = [sys.executable, "-s", "-S", "-P", "-X", "utf8", zygote.__file__, folder]
+            command = [
+                sys.executable,
+                "-s",
+                "-S",
+                "-P",
+                "-B",
+                "-X",
+                "utf8",
+                str(HOUSE / "inside" / "start.py"),
+            ]
             self.process = subprocess.Popen(
-                [*command, str(theirs.fileno()), str(self.owner)],
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, cwd=folder,
-                env={"PYTHONHASHSEED": "0"}, pass_fds=(theirs.fileno(),), start_new_session=True,
+                [*command, json.dumps(config)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self.log,
+                cwd="/", env={"PYTHONHASHSEED": "0"}, pass_fds=(theirs.fileno(),), start_new_session=True,
             )  # fmt: skip
-        self._finalizer = weakref.finalize(self, _end, self.owner, self.process, self.control, folder)
-        self.control.settimeout(30.0)
+        self._finalizer = weakref.finalize(
+            self, _end, self.owner, self.process, self.control, self.log, self.folder
+        )
+        self._await_ready()
+
+    def _await_ready(self) -> None:
+        self.control.settimeout(START)
         try:
             ready = self.control.recv(1)
         except OSError:
             ready = b""
-        if ready != zygote.READY:
-            reason = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no reply in 30 s"]
+        if ready != protocol.READY:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(1.0)
+            reason = self.last_words() or f"no reply in {START:g} s"
             self.close()
-            raise SandboxUnavailable(
-                f"the local sandbox's worker does not start ({reason[0]}): see docs/sandboxes.md"
-            )
+            raise SandboxUnavailable(f"the sandbox {self.tier!r} cannot be built here: {reason}")
         self.control.settimeout(GRACE)
 
     @property
     def alive(self) -> bool:
         return self._finalizer.alive and os.getpid() == self.owner and self.process.poll() is None
 
-    def begin(self, kind: bytes, fds: list[int], source: bytes, timeout: float, limits: Limits) -> None:
-        """Start a program or a session. Raises SandboxFault if the worker is dead."""
-        header = zygote.REQUEST.pack(
-            timeout, limits.memory, limits.file_size, limits.processes, limits.output, len(source)
+    def last_words(self) -> str:
+        """The last line that the worker wrote on stderr."""
+        if not self._finalizer.alive:
+            return ""
+        self.log.seek(0)
+        lines = self.log.read().decode("utf-8", "replace").strip().splitlines()
+        return lines[-1] if lines else ""
+
+    def begin(self, kind: bytes, fds: list[int], code: bytes, timeout: float, limits: Limits) -> bytes:
+        """Send a request; the nonce that its outcome must bear. Raises SandboxFault if the worker is dead."""
+        nonce = os.urandom(protocol.NONCE)
+        head = protocol.REQUEST.pack(
+            timeout, limits.memory, limits.file_size, limits.disk, limits.processes, limits.output, len(code)
         )
         try:
             socket.send_fds(self.control, [kind], fds)
-            self.control.sendall(header + source)
+            self.control.sendall(head + code + nonce)
         except OSError:
             raise self.fault() from None
+        return nonce
+
+    def ask(
+        self, kind: bytes, code: bytes = b"", fds: tuple[int, ...] = (), limits: Limits | None = None
+    ) -> Outcome:
+        """A request that runs no program. Raises SandboxFault."""
+        nonce = self.begin(kind, list(fds), code, 0.0, limits or Limits())
+        return self.outcome(nonce, 2 * GRACE)
 
     def cancel(self) -> None:
-        """Ask for the death of what runs; its status follows."""
+        """Ask for the death of what runs; its outcome follows."""
         with contextlib.suppress(OSError):
-            self.control.sendall(zygote.KILL)
+            self.control.sendall(protocol.KILL)
 
-    def status(self) -> Status:
-        """Read the status that is there. Raises SandboxFault if the worker died instead."""
+    def outcome(self, nonce: bytes, patience: float = GRACE) -> Outcome:
+        """Read an outcome. Raises SandboxFault if the worker died instead, or says what it was not asked."""
+        self.control.settimeout(patience)
         try:
-            data = self.control.recv(zygote.STATUS.size, socket.MSG_WAITALL)
+            data = protocol.receive(self.control, protocol.OUTCOME.size)
+            if len(data) < protocol.OUTCOME.size:
+                raise self.fault()
+            cause, status, seconds, lost, size, echo = protocol.OUTCOME.unpack(data)
+            value = protocol.receive(self.control, size)
         except OSError:
-            data = b""
-        if len(data) < zygote.STATUS.size:
+            raise self.fault() from None
+        if echo != nonce or len(value) != size:
             raise self.fault()
-        cause, status, seconds = zygote.STATUS.unpack(data)
-        return Status(cause, os.waitstatus_to_exitcode(status), seconds)
+        return Outcome(cause, status, seconds, lost, value)
 
     def fault(self) -> SandboxFault:
         """End the worker; the error to raise for the call in flight."""
-        code = self.process.poll()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(0.2)
+        code, words = self.process.poll(), self.last_words()
+        self.process.kill()
         self.close()
+        said = f": {words}" if words else ""
         return SandboxFault(
-            f"a worker of the local sandbox died (exit status {code}); the next call gets a new one"
+            f"a worker of the sandbox {self.tier!r} died (exit status {code}{said}); the next call gets a new one"
         )
 
     def close(self) -> None:
         self._finalizer()
 
 
-def _end(owner: int, process: subprocess.Popen[bytes], control: socket.socket, folder: str) -> None:
+def _end(
+    owner: int, process: subprocess.Popen[bytes], control: socket.socket, log: IO[bytes], folder: str
+) -> None:
     control.close()
+    log.close()
     if os.getpid() != owner:  # a forked copy: the worker is another's
         return
     try:
-        process.wait(1.0)  # it sees the end of the socket, kills what runs and goes
+        process.wait(2.0)  # it sees the end of the socket, kills what runs and goes
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def pump(worker: Worker, streams: list[Stream], reply: Stream | None, deadline: float) -> Status | str:
-    """Read the streams until something is to be decided.
-
-    Returns the status of a process that ended, or "reply" (a turn answered, all of it is in `reply`), "timeout"
-    (the deadline passed) or "output" (a stream flooded). Raises SandboxFault.
-    """
+def pump(worker: Worker, streams: list[Stream], nonce: bytes, deadline: float) -> Outcome | str:
+    """Read the streams until something is to be decided: the outcome, or "timeout" (the deadline passed) or "output" (a
+    stream flooded). Raises SandboxFault."""
     poller = select.poll()
     by_fd = {stream.reader: stream for stream in streams}
-    if reply is not None:
-        by_fd[reply.reader] = reply
     for fd in (*by_fd, worker.control.fileno()):
         poller.register(fd, select.POLLIN)
     while (left := deadline - time.monotonic()) > 0:
         for fd, _ in poller.poll(left * 1000 + 1):
             stream = by_fd.get(fd)
             if stream is None:
-                status = worker.status()
+                outcome = worker.outcome(nonce)
                 for stream in by_fd.values():
                     stream.drain()
-                return status
+                return outcome
             if not stream.read():
                 poller.unregister(fd)
-        if reply is not None and answered(reply):
-            for stream in streams:
-                stream.drain()
-            return "reply"
         if any(stream.flooded for stream in streams):
             return "output"
     return "timeout"
 
 
-def answered(reply: Stream) -> bool:
-    """Whether the reply to a turn is complete; one that claims more than fits is cut."""
-    if len(reply.kept) < zygote.REPLY.size:
-        return False
-    size: int = zygote.REPLY.unpack_from(reply.kept)[1]
-    return len(reply.kept) >= min(zygote.REPLY.size + size, reply.limit)
+def attend(worker: Worker, streams: list[Stream], nonce: bytes, deadline: float) -> tuple[Outcome, KilledBy]:
+    """Read the streams until the outcome is there, ending a run that floods. Raises SandboxFault for a worker that
+    does not keep the deadline itself."""
+    end = pump(worker, streams, nonce, deadline)
+    if end == "output":
+        worker.cancel()
+        deadline = time.monotonic() + GRACE
+        while end == "output" and time.monotonic() < deadline:
+            end = pump(worker, streams, nonce, deadline)
+        if isinstance(end, Outcome):
+            return end, "output"
+    if not isinstance(end, Outcome):  # it hangs or was stopped
+        worker.process.kill()
+        raise worker.fault()
+    return end, end.killed_by

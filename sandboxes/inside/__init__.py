@@ -1,0 +1,1 @@
+"""What runs inside: the worker process of a sandbox and its child, which is the program. Standard library only."""

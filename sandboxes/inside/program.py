@@ -1,0 +1,240 @@
+"""The child: one program, or a session's interpreter, confined and then run. Nothing here is trusted afterwards."""
+
+from __future__ import annotations
+
+import ast
+import atexit
+import contextlib
+import gc
+import io
+import linecache
+import os
+import signal
+import socket
+import sys
+import traceback
+import types
+from dataclasses import dataclass
+from resource import (
+    RLIM_INFINITY,
+    RLIMIT_AS,
+    RLIMIT_CORE,
+    RLIMIT_CPU,
+    RLIMIT_FSIZE,
+    RLIMIT_MEMLOCK,
+    RLIMIT_MSGQUEUE,
+    RLIMIT_NOFILE,
+    RLIMIT_NPROC,
+    getrlimit,
+    setrlimit,
+)  # fmt: skip
+from typing import Any, NoReturn
+
+from gymrl.sandboxes.inside import landlock, protocol, seccomp
+from gymrl.sandboxes.inside import syscalls as sc
+
+OPEN_FILES = 128
+CHANNEL = 3
+HERE = os.path.dirname(__file__)
+
+
+@dataclass(frozen=True, slots=True)
+class Confinement:
+    """What a child does to itself before the program starts.
+
+    user: to whom it changes (None: nobody else). rules: a Landlock ruleset (-1: none). filter: a compiled seccomp
+    policy of its own (empty: the worker's holds). die: whether it dies with the worker by signal, being no child of
+    process 1. processes: how many this user may have, None where that cannot be counted for the run alone.
+    """
+
+    user: int | None
+    rules: int
+    filter: bytes
+    ask: bool
+    die: bool
+    memory: int
+    file_size: int
+    processes: int | None
+    cpu: int
+
+
+def limit(kind: int, value: int) -> None:
+    """Lower one rlimit, soft and hard; a hard limit that is lower already stays."""
+    hard = getrlimit(kind)[1]
+    value = value if hard == RLIM_INFINITY else min(value, hard)
+    setrlimit(kind, (value, value))
+
+
+def confine(bounds: Confinement, fds: list[int]) -> int:
+    """Give up everything but the given stdout, stderr and channel. Returns the listener for questions, or 0."""
+    os.setsid()
+    for target, fd in enumerate(fds, 1):
+        os.dup2(fd, target, inheritable=target < CHANNEL)
+    for kind, value in ((RLIMIT_CORE, 0), (RLIMIT_NOFILE, OPEN_FILES), (RLIMIT_FSIZE, bounds.file_size),
+                        (RLIMIT_AS, bounds.memory), (RLIMIT_MEMLOCK, 0), (RLIMIT_MSGQUEUE, 0)):  # fmt: skip
+        limit(kind, value)
+    if bounds.processes is not None:
+        limit(RLIMIT_NPROC, bounds.processes)
+    if bounds.cpu:
+        limit(RLIMIT_CPU, bounds.cpu)
+    if bounds.user is not None:
+        if os.geteuid() == 0:
+            with contextlib.suppress(PermissionError):
+                os.setgroups([])
+        os.setresgid(bounds.user, bounds.user, bounds.user)
+        os.setresuid(bounds.user, bounds.user, bounds.user)
+    if bounds.die:
+        sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if bounds.rules >= 0 or bounds.filter or not bounds.die:
+        sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
+        sc.drop_capabilities()
+    if bounds.rules >= 0:
+        landlock.restrict(bounds.rules)
+    own = 0 if bounds.ask else os.getpid()  # a session's process is another one every turn
+    listener = seccomp.install(bounds.filter, own or seccomp.SELF, bounds.ask) if bounds.filter else 0
+    if listener:
+        listener = os.dup2(listener, len(fds) + 1)
+    os.closerange(len(fds) + 1 + (listener > 0), 65536)
+    return listener
+
+
+def main_module() -> dict[str, Any]:
+    """A fresh `__main__`; its namespace. What the worker imported for itself is forgotten."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "gymrl"]:
+        del sys.modules[name]
+    module = types.ModuleType("__main__")
+    sys.modules["__main__"] = module
+    sys.argv = ["main.py"]
+    return module.__dict__
+
+
+def remember(source: str, name: str) -> None:
+    """Let tracebacks show the program's lines."""
+    linecache.cache[name] = (len(source), None, source.splitlines(True), name)
+
+
+def guarded(work: Any) -> int:
+    """Call `work`; its exit status as Python itself would give it, with the traceback of the program's frames."""
+    try:
+        work()
+        return 0
+    except SystemExit as error:
+        if error.code is None or isinstance(error.code, int):
+            return (error.code or 0) & 0xFF
+        print(error.code, file=sys.stderr)
+        return 1
+    except BaseException as error:
+        frames = error.__traceback__
+        while frames is not None and frames.tb_frame.f_code.co_filename.startswith(HERE):
+            frames = frames.tb_next
+        if sys.excepthook is sys.__excepthook__:
+            traceback.print_exception(type(error), error, frames)
+        else:
+            sys.excepthook(type(error), error, frames)
+        return 1
+
+
+def flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+
+
+def finish(status: int) -> NoReturn:
+    """End as a Python process ends: wait for threads, run exit handlers, flush."""
+
+    def last() -> None:
+        if threading := sys.modules.get("threading"):
+            threading._shutdown()
+        atexit._run_exitfuncs()
+
+    guarded(last)
+    flush()
+    os._exit(status)
+
+
+def program(source: bytes) -> NoReturn:
+    """Run a whole program and exit."""
+    text = source.decode("utf-8", "surrogatepass")
+    remember(text, "main.py")
+    names = main_module()
+    finish(guarded(lambda: exec(compile(text, "main.py", "exec", dont_inherit=True), names)))
+
+
+def session(listener: int) -> NoReturn:
+    """Carry out orders from the channel, in one namespace; a forked child goes on with a channel of its own."""
+    names = main_module()
+    channel = socket.socket(fileno=CHANNEL)
+    socket.send_fds(
+        channel, [protocol.REPLY.pack(protocol.READY, os.getpid(), 0)], [listener] if listener else []
+    )
+    if listener:
+        os.close(listener)
+    number, own = 0, os.getpid()
+    while True:
+        head, fds = _receive(channel)
+        order, size = protocol.ORDER.unpack(head)
+        if order == protocol.FORK:
+            if os.fork():
+                os.close(fds[0])
+                continue
+            channel.close()
+            channel = socket.socket(fileno=fds[0])
+            own = os.getpid()
+            channel.sendall(protocol.REPLY.pack(protocol.READY, own, 0))
+        elif order == protocol.WAIT:
+            status = os.waitpid(size, 0)[1]
+            channel.sendall(protocol.REPLY.pack(protocol.ENDED, status, 0))
+        elif order == protocol.RUN:
+            text = _exactly(channel, size).decode("utf-8", "surrogatepass")
+            number += 1
+            value, left = [""], [False]
+            status = guarded(lambda text=text, value=value, left=left, name=f"<turn {number}>":
+                             turn(text, name, names, value, left))  # fmt: skip
+            flush()
+            if (
+                os.getpid() != own
+            ):  # the program forked, and this is the child: its end is the end of the code
+                finish(status)
+            shown = value[0].encode("utf-8", "backslashreplace")[: protocol.LONGEST]
+            kind = protocol.LEFT if left[0] else protocol.DONE
+            channel.sendall(protocol.REPLY.pack(kind, status, len(shown)) + shown)
+
+
+def _receive(channel: socket.socket) -> tuple[bytes, list[int]]:
+    head, fds, _, _ = socket.recv_fds(channel, 1, 1)
+    if not head:
+        os._exit(0)
+    return head + _exactly(channel, protocol.ORDER.size - 1), fds
+
+
+def _exactly(channel: socket.socket, size: int) -> bytes:
+    data = protocol.receive(channel, size)
+    if len(data) < size:
+        os._exit(0)
+    return data
+
+
+def turn(text: str, name: str, names: dict[str, Any], value: list[str], left: list[bool]) -> None:
+    """Execute one turn; the repr of a last expression that is not None goes into `value[0]`."""
+    remember(text, name)
+    tree = ast.parse(text, name)
+    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    try:
+        exec(compile(tree, name, "exec", dont_inherit=True), names)
+        if isinstance(last, ast.Expr):
+            result = eval(compile(ast.Expression(last.value), name, "eval", dont_inherit=True), names)
+            value[0] = "" if result is None else repr(result)
+    except SystemExit:
+        left[0] = True
+        raise
+
+
+def warm_up() -> None:
+    """Do once what every child would do for its first time: set up the compiler and the traceback printer."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        guarded(lambda: turn("def f(x):\n    return [x / 0]\nf(1)", "main.py", {}, [""], [False]))
+        guarded(lambda: exec(compile("import math\nmath.pi\nf'{1:3d}'\n1 +", "main.py", "exec"), {}))
+    linecache.clearcache()
+    gc.collect()
+    gc.freeze()

@@ -1,0 +1,45 @@
+"""What the caller and the worker say to each other over the control socket, and the worker and a session's process.
+
+A request is one byte (descriptors ride on it), REQUEST, the code, and last a nonce. The worker reads the nonce after
+it has forked the program, so that no copy of it is in the program's memory, and gives it back with the outcome.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+REQUEST = struct.Struct("<dQQQQQQ")
+"""time-out (s), memory, file size, disk, processes, output, length of the code. Sizes in bytes."""
+OUTCOME = struct.Struct("<cid?I16s")
+"""cause, exit status (negative: a signal), seconds, whether a session lost its state, length of the value, nonce."""
+NONCE = 16
+
+RUN, SESSION, TURN, KILL = b"r", b"s", b"t", b"k"
+SNAPSHOT, RESTORE, FORGET = b"n", b"b", b"f"
+READY = b"+"
+
+ENDED, DONE, LEFT = b"e", b"d", b"l"
+"""A process ended; a turn was run to its end; a turn called sys.exit."""
+TIMEOUT, PROCESSES, MEMORY, DISK, ASKED = b"t", b"p", b"m", b"k", b"a"
+
+ORDER = struct.Struct("<cQ")
+"""To a session's process: FORK (the child takes the descriptor that comes along), RUN (that many bytes of code
+follow), WAIT (for the child of that process id)."""
+REPLY = struct.Struct("<ciQ")
+"""From it: READY (status: its process id), DONE or LEFT (exit status, length of the value that follows), ENDED (wait
+status)."""
+FORK, WAIT = b"f", b"w"
+LONGEST = 2**20
+"""Bytes of a turn's value; a run's output limit cuts it further."""
+
+
+def receive(source: socket.socket, size: int) -> bytes:
+    """So many bytes, or fewer where the other end is closed. Raises OSError when the socket's time-out passes."""
+    data = bytearray()
+    while len(data) < size:
+        part = source.recv(min(2**20, size - len(data)))
+        if not part:
+            break
+        data += part
+    return bytes(data)

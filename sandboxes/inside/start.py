@@ -1,0 +1,75 @@
+"""What a worker's process executes: `python start.py CONFIG`, with CONFIG in JSON.
+
+tier, folder (scratch), control (descriptor of the control socket, or the path of a socket to listen on), parent
+(process id, or 0), packages (folders to import from), preload (modules to import beforehand), house (the folder of
+gymrl.sandboxes).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import types
+
+PRELOAD = ("bisect", "collections", "datetime", "functools", "heapq", "io", "itertools", "json", "math", "operator",
+           "random", "re", "string", "typing")  # fmt: skip
+
+
+def house(folder: str) -> None:
+    """Let `gymrl.sandboxes.inside` be imported without installed packages, and without what callers need only."""
+    for name, path in (("gymrl", ""), ("gymrl.sandboxes", folder)):
+        module = types.ModuleType(name)
+        module.__path__ = [path] if path else []
+        sys.modules[name] = module
+
+
+def listen(path: str) -> socket.socket:
+    """The one connection that is made to this socket, whose name is removed then."""
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(path)
+        os.chmod(path, 0o666)
+        door.listen(1)
+        connection = door.accept()[0]
+    os.unlink(path)
+    return connection
+
+
+def main(config: dict[str, object]) -> None:
+    house(str(config["house"]))
+    from gymrl.sandboxes.inside import tiers, turns  # noqa: F401  (turns: imported before the jail closes)
+    from gymrl.sandboxes.inside.jail import JailError
+    from gymrl.sandboxes.inside.program import warm_up
+    from gymrl.sandboxes.inside.zygote import Zygote
+
+    place = config["control"]
+    control = socket.socket(fileno=place) if isinstance(place, int) else listen(str(place))
+    os.environ.clear()
+    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    try:
+        sys.executable = os.path.realpath(sys.executable)
+        tier = tiers.enter(config)
+        packages = config["packages"]
+        assert isinstance(packages, list)
+        sys.path += packages
+        for name in (*PRELOAD, *config["preload"]):  # type: ignore[misc]
+            try:
+                __import__(name)
+            except ImportError as error:
+                sys.exit(
+                    f"importing {name} beforehand: {error}; install it where gymrl is, or do not preload it"
+                )
+        warm_up()
+        tiers.arm(tier)
+        zygote = Zygote(control, tier, int(str(config["parent"])))
+    except JailError as error:
+        sys.exit(str(error))
+    try:
+        zygote.serve()
+    except ConnectionError:  # the caller went with a message unread
+        zygote.leave()
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,183 @@
+"""The tiers as a worker sees them: how it is shut in itself, where programs work, what a program is bound by."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+from gymrl.sandboxes.inside import files, jail, landlock, seccomp
+from gymrl.sandboxes.inside import syscalls as sc
+from gymrl.sandboxes.inside.jail import JailError, step
+from gymrl.sandboxes.inside.program import Confinement
+from gymrl.sandboxes.inside.watch import Watch, folder_size
+
+WORKER_CALLS = (
+    "mount", "umount2", "setresuid", "setresgid", "setgroups", "capset", "landlock_create_ruleset",
+    "landlock_add_rule", "landlock_restrict_self", "prctl",
+)  # fmt: skip
+"""What the jailed worker needs beyond its programs. A program gets nothing by them: it has no capability, and
+restrictions only add up."""
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+LANDLOCK_MEND = (
+    "a kernel with Landlock is needed (Linux 5.13, booted with lsm=landlock,...), and a container whose seccomp "
+    "profile lets it through"
+)
+
+
+@dataclass
+class Tier:
+    """A worker's own tier. work, temporary: the folders of the run that comes next."""
+
+    name: str
+    folder: str
+    alone: bool
+    proc: int
+    user: int | None
+    readable: list[str]
+    abi: int = 0
+    filters: dict[bool, bytes] = field(default_factory=dict)
+    disk: int = -1
+    rules: int = -1
+    size: int = 0
+
+    @property
+    def work(self) -> str:
+        return jail.WORK if self.alone else f"{self.folder}/work"
+
+    @property
+    def temporary(self) -> str:
+        return jail.TEMPORARY if self.alone else f"{self.folder}/tmp"
+
+    def prepare(self, disk: int) -> None:
+        """Empty folders for a run that may fill `disk` bytes, if they are not there already."""
+        if self.disk == disk:
+            return
+        if self.name == "namespaces":
+            jail.refresh(disk)
+        else:
+            os.chdir("/")
+            for path in (self.work, self.temporary):
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(path, 0o700)
+                files.wipe(path)
+                if not self.alone:
+                    os.chmod(path, 0o700)
+                    self.own(path)
+        if self.rules >= 0:
+            os.close(self.rules)
+            self.rules = -1
+        if self.abi:
+            self.rules = landlock.ruleset(self.abi, self.readable, [self.work, self.temporary, *DEVICES])
+        os.chdir(self.work)
+        self.disk = disk
+
+    def used(self) -> None:
+        """A run has used the folders: the next one gets others."""
+        self.disk = -1
+
+    def own(self, name: int | str, folder: int | None = None) -> None:
+        """Hand a file to the user that programs run as."""
+        if self.user is not None:
+            os.chown(name, self.user, self.user, dir_fd=folder, follow_symlinks=False)
+
+    def filled(self, watch: Watch, pids: list[int]) -> int:
+        """Bytes in the folders, where no file system of their own bounds them."""
+        if self.alone:
+            return 0
+        return folder_size(self.work) + folder_size(self.temporary) + watch.open_files(pids)
+
+    def confinement(self, memory: int, file_size: int, processes: int, cpu: int, keeps: int) -> Confinement:
+        """keeps: how many processes of the worker and of checkpoints count beside the program's own."""
+        counted = self.alone or self.user is not None
+        return Confinement(
+            self.user, self.rules, self.filters.get(keeps > 0, b""), keeps > 0, not self.alone, self.size + memory,
+            file_size, processes + keeps + 3 if counted else None, cpu,
+        )  # fmt: skip
+
+
+def enter(config: dict[str, Any]) -> Tier:
+    """Shut this process in as its tier says. Raises JailError, naming the step and the mend."""
+    name, folder = config["tier"], config["folder"]
+    readable = [*jail.interpreter(), *config["packages"]]
+    if name == "namespaces":
+        abi = _landlock(required=False)
+        inside = jail.enter(readable)
+        tier = Tier(name, folder, True, inside.proc, inside.user, ["/"], abi)
+    elif name == "docker":
+        tier = Tier(name, folder, True, _proc(), None, ["/"], _landlock(required=False))
+    elif name == "confined":
+        tier = Tier(
+            name, folder, False, _proc(), _stranger(folder, readable), readable, _landlock(required=True)
+        )
+    else:
+        tier = Tier(name, folder, False, _proc(), None, [])
+    if not tier.alone:
+        with step("prctl (subreaper)", "Linux 3.4 or newer is needed"):
+            sc.prctl(sc.PR_SET_CHILD_SUBREAPER, 1)
+    return tier
+
+
+def arm(tier: Tier) -> None:
+    """The last step, after everything is imported: the filter of a worker that shares it with its programs."""
+    with open(os.open("self/statm", os.O_RDONLY, dir_fd=tier.proc)) as file:
+        tier.size = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    with step("seccomp", "a kernel with seccomp filters is needed"):
+        if tier.alone:
+            rules = seccomp.policy(alone=True, clone="allow", shared_memory=False)
+            extra = dict.fromkeys(WORKER_CALLS, seccomp.ALLOW)
+            sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
+            seccomp.install(seccomp.compiled(seccomp.Policy({**rules.verdicts, **extra})), 0)
+        elif tier.name == "confined":
+            for asks in (False, True):
+                tier.filters[asks] = seccomp.compiled(seccomp.policy(False, "ask" if asks else "deny", False))
+
+
+def _proc() -> int:
+    with step("opening /proc", "a mounted /proc is needed"):
+        return os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _landlock(required: bool) -> int:
+    try:
+        return landlock.version()
+    except OSError as error:
+        if required:
+            raise JailError(f"landlock: {error.strerror}; {LANDLOCK_MEND}") from error
+        return 0
+
+
+def _stranger(folder: str, readable: list[str]) -> int | None:
+    """A user of this worker's own, where root may choose one and that user can read the interpreter."""
+    if os.geteuid() != 0 or not all(_public(path) for path in (*readable, os.__file__, sys.executable)):
+        return None
+    user = jail.HOST_USERS[0] + 16 + os.getpid() % 2**20
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgroups([])
+            os.setresgid(user, user, user)
+            os.setresuid(user, user, user)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    if os.waitpid(pid, 0)[1]:
+        return None
+    os.chmod(folder, 0o711)
+    return user
+
+
+def _public(path: str) -> bool:
+    """Whether everybody may read a path that exists."""
+    if not os.path.exists(path):
+        return True
+    path = os.path.realpath(path)
+    if not os.stat(path).st_mode & 0o004:
+        return False
+    while path != "/":
+        path = os.path.dirname(path)
+        if not os.stat(path).st_mode & 0o001:
+            return False
+    return True

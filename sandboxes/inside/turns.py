@@ -1,0 +1,265 @@
+"""Sessions, as the worker sees them: which process holds the state, which ones are checkpoints, what a turn came to.
+
+A turn with a checkpoint runs in a fork of the process that holds the state. If it goes well the fork is the state from
+then on; if not, the fork is killed and the process it came from goes on as if nothing had been. What these processes
+say is the program's word (they hold its memory); that they live or died, and what they used, is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import struct
+import time
+from dataclasses import dataclass, replace
+
+from gymrl.sandboxes.inside import files, protocol
+from gymrl.sandboxes.inside.questions import Questions
+from gymrl.sandboxes.inside.zygote import Outcome, Request, Zygote
+
+MOST = 64
+"""Snapshots of one session."""
+PATIENCE = 10.0
+"""Seconds that a process may take to fork itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A process that holds a session's state, waiting. questions: where it asks whether it may fork (None: it need
+    not); files: the folders' contents that belong to it."""
+
+    pid: int
+    channel: socket.socket
+    questions: Questions | None = None
+    files: tuple[files.Tree, files.Tree] = (files.Tree(), files.Tree())
+
+
+class Lost(Exception):
+    """The process that held the state does not do as it is told: the program has tampered with it."""
+
+
+class Turns:
+    """The session of one worker."""
+
+    def __init__(self, zygote: Zygote) -> None:
+        self.zygote, self.tier, self.watch = zygote, zygote.tier, zygote.watch
+        self.current: Held | None = None
+        self.snapshots: dict[int, Held] = {}
+        self.asking: list[Questions] = []
+        self.first: Request | None = None
+        self.made = 0
+
+    def carry_out(self, request: Request) -> tuple[Outcome, bytes]:
+        """Any request but for a program to run; what came of it, and the nonce."""
+        if request.kind == protocol.TURN:
+            return self.turn(request)
+        nonce = self.zygote.exactly(protocol.NONCE)
+        try:
+            if request.kind == protocol.SESSION:
+                self.first = request
+                self.restart()
+            elif request.kind == protocol.SNAPSHOT:
+                return self.snapshot(), nonce
+            elif request.kind == protocol.RESTORE:
+                self.restore(int(request.code))
+            elif request.kind == protocol.FORGET:
+                held = self.snapshots.pop(int(request.code), None)
+                if held is not None:
+                    held.channel.close()
+                    self.end()
+        except (Lost, OSError) as error:
+            return self.start_again(str(error)), nonce
+        return Outcome(protocol.DONE, 0), nonce
+
+    # -- turns -----------------------------------------------------------------------------------------
+
+    def turn(self, request: Request) -> tuple[Outcome, bytes]:
+        """Run the code. Its first byte says whether a checkpoint is taken."""
+        checkpoint, code = request.code[:1] == b"c", request.code[1:]
+        base = self.current
+        assert base is not None
+        runs = base
+        try:
+            if checkpoint:
+                base = replace(base, files=self.contents(base.files))
+                runs = self.fork(base)
+            self.order(runs.channel, protocol.RUN, len(code), code, request.timeout)
+        except (Lost, OSError) as error:
+            return self.start_again(str(error)), self.zygote.exactly(protocol.NONCE)
+        nonce = self.zygote.exactly(protocol.NONCE)
+        keep = {held.pid for held in self.snapshots.values()}
+        if checkpoint:
+            keep.add(base.pid)
+        end = time.monotonic() + request.timeout
+        cause = self.zygote.attend(runs.channel.fileno(), end, request, keep, runs.questions)
+        reply = self.reply(runs.channel, request.output, end) if cause == protocol.ENDED else None
+        if reply is not None and (reply.cause == protocol.DONE or not checkpoint):
+            self.current = runs
+            if checkpoint:
+                base.channel.close()
+            self.end()
+            return reply, nonce
+        if reply is not None:
+            cause, status = reply.cause, reply.status
+        else:
+            status = self.fate(runs, base if checkpoint else None, cause)
+        if not checkpoint:
+            return replace(self.start_again(""), cause=cause, status=status), nonce
+        runs.channel.close()
+        self.current = base
+        self.end()
+        self.put(base)
+        self.drain(base.channel)
+        return Outcome(cause, status), nonce
+
+    def fork(self, held: Held) -> Held:
+        """Have the process fork; the child, which waits. Raises Lost."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            socket.send_fds(held.channel, [protocol.ORDER.pack(protocol.FORK, 0)], [theirs.fileno()])
+        deadline = time.monotonic() + PATIENCE
+        allowed = 1
+        poller = select.poll()
+        poller.register(ours, select.POLLIN)
+        if held.questions is not None:
+            poller.register(held.questions.listener, select.POLLIN)
+        while (left := deadline - time.monotonic()) > 0:
+            ready = {fd for fd, _ in poller.poll(left * 1000 + 1)}
+            if ours.fileno() in ready:
+                data = ours.recv(protocol.REPLY.size)
+                if len(data) == protocol.REPLY.size:
+                    kind, pid, _ = protocol.REPLY.unpack(data)
+                    if kind == protocol.READY:
+                        return replace(held, pid=pid, channel=ours)
+                break
+            if held.questions is not None and held.questions.listener in ready:
+                held.questions.answer(allow=allowed > 0)
+                allowed -= 1
+        ours.close()
+        raise Lost("the session's process cannot be forked")
+
+    def order(
+        self, channel: socket.socket, kind: bytes, size: int, body: bytes = b"", timeout: float = 5.0
+    ) -> None:
+        """Raises OSError where the process does not read."""
+        channel.settimeout(min(timeout, PATIENCE))
+        channel.sendall(protocol.ORDER.pack(kind, size) + body)
+
+    def reply(self, channel: socket.socket, most: int, end: float) -> Outcome | None:
+        """The reply to a turn; None where the process died or says what it should not."""
+        try:
+            channel.settimeout(max(0.01, end - time.monotonic()))
+            head = protocol.receive(channel, protocol.REPLY.size)
+            if len(head) < protocol.REPLY.size:
+                return None
+            kind, status, size = protocol.REPLY.unpack(head)
+            if kind not in (protocol.DONE, protocol.LEFT) or size > protocol.LONGEST:
+                return None
+            value = protocol.receive(channel, size)
+        except OSError:
+            return None
+        return Outcome(kind, status, False, value[:most]) if len(value) == size else None
+
+    def fate(self, runs: Held, base: Held | None, cause: bytes) -> int:
+        """Kill the process of a turn if it lives; its exit status, by the word of its parent where it is not ours."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if cause != protocol.ENDED or not self._dying(runs.pid):
+                os.kill(runs.pid, signal.SIGKILL)
+        try:
+            if base is None:
+                return os.waitstatus_to_exitcode(os.waitpid(runs.pid, 0)[1])
+            self.order(base.channel, protocol.WAIT, runs.pid)
+            base.channel.settimeout(PATIENCE)
+            head = protocol.receive(base.channel, protocol.REPLY.size)
+            kind, status, _ = protocol.REPLY.unpack(head)
+            return os.waitstatus_to_exitcode(status) if kind == protocol.ENDED else -signal.SIGKILL
+        except (OSError, ValueError, struct.error):
+            return -signal.SIGKILL
+
+    def _dying(self, pid: int) -> bool:
+        """Whether the process has ended, or does within a moment: its channel is closed already."""
+        for _ in range(200):
+            if self.watch.ended(pid):
+                return True
+            time.sleep(0.0005)
+        return False
+
+    # -- the state -------------------------------------------------------------------------------------
+
+    def restart(self) -> None:
+        """An interpreter with nothing in it, in empty folders. Snapshots stay."""
+        assert self.first is not None
+        if self.current is not None:
+            self.current.channel.close()
+            self.current = None
+        self.end()
+        if self.snapshots:  # which work in these very folders
+            self.put(Held(0, self.zygote.control))
+        else:
+            self.tier.used()
+            self.tier.prepare(self.first.disk)
+        still = [held.questions for held in self.snapshots.values()]
+        for questions in self.asking:
+            if questions not in still:
+                questions.close()
+        self.asking = [questions for questions in self.asking if questions in still]
+        ours, theirs = socket.socketpair()
+        with theirs:
+            pid = self.zygote.spawn(self.first, [*self.first.fds, theirs.fileno()], keeps=MOST + 2)
+        ours.settimeout(PATIENCE)
+        head, fds, _, _ = socket.recv_fds(ours, protocol.REPLY.size, 1)
+        self.zygote.check_child()
+        if len(head) < protocol.REPLY.size:
+            raise Lost("the session's process does not start")
+        self.asking += map(Questions, fds)
+        self.current = Held(pid, ours, self.asking[-1] if fds else None)
+
+    def start_again(self, why: str) -> Outcome:
+        """The state is lost."""
+        self.restart()
+        return Outcome(protocol.ENDED, -signal.SIGKILL, True, why.encode())
+
+    def snapshot(self) -> Outcome:
+        """Keep a copy of the state; its number is the value."""
+        assert self.current is not None
+        if len(self.snapshots) >= MOST:
+            return Outcome(protocol.ASKED, 0)
+        self.made += 1
+        here = replace(self.current, files=self.contents(self.current.files))
+        self.snapshots[self.made] = self.fork(here)
+        return Outcome(protocol.DONE, 0, False, str(self.made).encode())
+
+    def restore(self, number: int) -> None:
+        """Go on from a snapshot (0: from nothing)."""
+        if number == 0:
+            return self.restart()
+        held = self.snapshots[number]
+        if self.current is not None:
+            self.current.channel.close()
+            self.current = None
+        self.end()
+        self.put(held)
+        self.current = self.fork(held)
+
+    def contents(self, before: tuple[files.Tree, files.Tree]) -> tuple[files.Tree, files.Tree]:
+        return files.take(self.tier.work, before[0]), files.take(self.tier.temporary, before[1])
+
+    def put(self, held: Held) -> None:
+        for path, tree in zip((self.tier.work, self.tier.temporary), held.files, strict=True):
+            files.put(path, tree, self.tier.own)
+
+    def end(self) -> None:
+        """End every process but those that hold a state."""
+        kept = [*self.snapshots.values(), *([self.current] if self.current is not None else [])]
+        self.watch.end({held.pid for held in kept})
+
+    def drain(self, channel: socket.socket) -> None:
+        """Throw away what a turn that was undone has said in its parent's name."""
+        channel.setblocking(False)
+        with contextlib.suppress(OSError):
+            while channel.recv(65536):
+                pass
+        channel.setblocking(True)

@@ -1,0 +1,144 @@
+"""What a run has going: its processes, their memory, its files. And how to end all of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Collection
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Watch:
+    """Over the processes below this one. proc: a descriptor of /proc. alone: this is process 1 of a namespace, so that
+    whatever else /proc shows belongs to the run."""
+
+    def __init__(self, proc: int, alone: bool) -> None:
+        self.proc, self.alone = proc, alone
+        self.baseline = self.memory([os.getpid()])
+
+    def read(self, path: str) -> str:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.proc)
+        try:
+            return os.read(fd, 65536).decode("ascii", "replace")
+        finally:
+            os.close(fd)
+
+    def processes(self) -> list[int]:
+        """Every process of the run, those included that have ended and are not reaped."""
+        own = os.getpid()
+        if self.alone:
+            return [pid for name in os.listdir(self.proc) if name.isdigit() and (pid := int(name)) != own]
+        found: list[int] = []
+        todo = [own]
+        while todo and len(found) < 4096:
+            parent = todo.pop()
+            for child in self._children(parent):
+                found.append(child)
+                todo.append(child)
+        return found
+
+    def _children(self, pid: int) -> list[int]:
+        try:
+            task = os.open(f"{pid}/task", os.O_RDONLY | os.O_DIRECTORY, dir_fd=self.proc)
+        except OSError:
+            return []
+        try:
+            threads = os.listdir(task)
+        except OSError:
+            return []
+        finally:
+            os.close(task)
+        found: list[int] = []
+        for thread in threads:
+            with contextlib.suppress(OSError):
+                found += map(int, self.read(f"{pid}/task/{thread}/children").split())
+        return found
+
+    def ended(self, pid: int) -> bool:
+        try:
+            return self.read(f"{pid}/stat").rpartition(")")[2].split()[0] in "ZX"
+        except OSError:
+            return True
+
+    def memory(self, pids: Collection[int]) -> int:
+        """Bytes of anonymous and shared memory that these processes hold, pages that they share counted for each."""
+        total = 0
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                for line in self.read(f"{pid}/status").splitlines():
+                    if line.startswith(("RssAnon:", "RssShmem:", "VmPTE:")):
+                        total += int(line.split()[1]) * 1024
+        return total
+
+    def used(self, pids: Collection[int]) -> int:
+        """The same beyond what each process had when it was forked from this one."""
+        return max(0, self.memory(pids) - len(pids) * self.baseline)
+
+    def open_files(self, pids: Collection[int]) -> int:
+        """Bytes in files that these processes hold open and that have no name any more."""
+        total = 0
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                folder = os.open(f"{pid}/fd", os.O_RDONLY | os.O_DIRECTORY, dir_fd=self.proc)
+                try:
+                    for name in os.listdir(folder):
+                        with contextlib.suppress(OSError):
+                            info = os.stat(name, dir_fd=folder)
+                            total += info.st_blocks * 512 if info.st_nlink == 0 else 0
+                finally:
+                    os.close(folder)
+        return total
+
+    def end(self, keep: Collection[int] = ()) -> None:
+        """Kill and reap every process of the run but those in `keep`. Exits where one cannot be killed."""
+        keep = set(keep)
+        deadline = time.monotonic() + 10.0
+        pause = 0.0
+        while True:
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            left = [pid for pid in self.processes() if pid not in keep]
+            if keep:
+                left = [
+                    pid for pid in left if not self.ended(pid)
+                ]  # a kept process is yet to reap its children
+            if not left:
+                return
+            if self.alone and not keep:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(-1, signal.SIGKILL)  # all at once: nothing can be forked in between
+            else:
+                for pid in left:
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.kill(pid, signal.SIGKILL)
+            if time.monotonic() > deadline:
+                sys.exit("a process cannot be killed")
+            time.sleep(pause)
+            pause = 0.001
+
+
+def folder_size(path: str, most: int = 20_000) -> int:
+    """Bytes on disk below a folder; a very large number where there are more than `most` names."""
+    total, names = 0, 0
+    todo = [path]
+    while todo:
+        try:
+            entries = os.scandir(todo.pop())
+        except OSError:
+            continue
+        with entries:
+            for entry in entries:
+                names += 1
+                if names > most:
+                    return 2**62
+                with contextlib.suppress(OSError):
+                    info = entry.stat(follow_symlinks=False)
+                    total += info.st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False):
+                        todo.append(entry.path)
+    return total

@@ -1,0 +1,152 @@
+"""Sandboxes made of worker processes: a pool that runs programs, and the sessions beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import math
+import os
+import queue
+import sysconfig
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from gymrl.sandboxes import worker as workers
+from gymrl.sandboxes.base import Limits, Result, Sandbox, SandboxFault, SandboxUnavailable, Session
+from gymrl.sandboxes.inside import protocol
+from gymrl.sandboxes.worker import Stream, Worker
+
+T = TypeVar("T")
+
+
+class PoolSandbox(Sandbox):
+    """A pool of workers of one tier, one run at a time on each; any number of event loops and threads may share it.
+
+    `workers` is how many programs run at once (as many as there are CPUs, by default). preload: modules that programs
+    find imported already, and with them the folder of packages they come from. Workers start when they are
+    needed; one that dies is replaced: the call in flight raises SandboxFault, the next one works.
+    """
+
+    def __init__(self, tier: str, size: int | None = None, preload: Sequence[str] = ()) -> None:
+        if size is not None and size < 1:
+            raise ValueError(f"a sandbox has one worker or more, not {size}")
+        self.backend = self.tier = tier
+        self.size = size or os.cpu_count() or 1
+        self.preload = tuple(preload)
+        self.packages = package_folders(self.preload)
+        self._start()
+
+    def _start(self) -> None:
+        self._owner, self._closed = os.getpid(), False
+        self._threads = ThreadPoolExecutor(self.size, "gymrl-sandbox")
+        self._idle: queue.LifoQueue[Worker] = queue.LifoQueue()
+
+    def open_worker(self) -> Worker:
+        return Worker(self.tier, self.preload, self.packages)
+
+    def probe(self) -> None:
+        """Build a worker, which stays in the pool. Raises SandboxUnavailable, naming what failed and the mend."""
+        self._idle.put(self.open_worker())
+
+    def _pool(self) -> ThreadPoolExecutor:
+        if self._closed:
+            raise SandboxFault("this sandbox is closed: open another with open_sandbox()")
+        if self._owner != os.getpid():  # a fork took neither threads nor workers along
+            self._start()
+        return self._threads
+
+    async def run(self, code: str, timeout: float = 5.0, limits: Limits | None = None) -> Result:
+        """Run a Python program in a process of its own. Raises SandboxFault, and ValueError for a bad time-out."""
+        check_timeout(timeout)
+        return await in_thread(self._pool(), lambda: self._run(code, timeout, limits or Limits()))
+
+    def _run(self, code: str, timeout: float, limits: Limits) -> Result:
+        worker = self._take()
+        try:
+            return run_program(worker, code, timeout, limits, self.backend)
+        finally:
+            self._give(worker)
+
+    def _take(self) -> Worker:
+        while True:
+            try:
+                worker = self._idle.get_nowait()
+            except queue.Empty:
+                return self.open_worker()
+            if worker.alive:
+                return worker
+            worker.close()
+
+    def _give(self, worker: Worker) -> None:
+        if self._closed or not worker.alive:
+            worker.close()
+        else:
+            self._idle.put(worker)
+
+    async def session(self, checkpoint: bool = True) -> Session:
+        """A session; its process starts with its first run."""
+        from gymrl.sandboxes.session import PoolSession
+
+        self._pool()
+        return PoolSession(self.open_worker, self.backend, checkpoint)
+
+    async def close(self) -> None:
+        """End the workers once the runs in flight are over. Sessions are closed by whoever opened them."""
+        if not self._closed and self._owner == os.getpid():
+            self._closed = True
+            await asyncio.get_running_loop().run_in_executor(None, self._close)
+
+    def _close(self) -> None:
+        self._threads.shutdown(wait=True)
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._idle.get_nowait().close()
+
+
+def run_program(worker: Worker, code: str, timeout: float, limits: Limits, backend: str) -> Result:
+    """Run a program on an idle worker, blocking. Raises SandboxFault."""
+    streams = [Stream(limits.output), Stream(limits.output)]
+    try:
+        source = code.encode("utf-8", "surrogatepass")
+        nonce = worker.begin(protocol.RUN, [stream.writer for stream in streams], source, timeout, limits)
+        for stream in streams:
+            stream.close_writer()
+        deadline = time.monotonic() + timeout + workers.GRACE
+        end, reason = workers.attend(worker, streams, nonce, deadline)
+        out, err = (stream.take() for stream in streams)
+        return Result(out, err, "", end.exit, end.seconds, reason, backend)
+    finally:
+        for stream in streams:
+            stream.close()
+
+
+def package_folders(modules: Sequence[str]) -> tuple[str, ...]:
+    """Where the installed packages are, if any module is to be preloaded. Raises SandboxUnavailable for one that is not
+    installed."""
+    if not modules:
+        return ()
+    folders = [path for name in ("purelib", "platlib") if (path := sysconfig.get_path(name))]
+    for name in modules:
+        spec = importlib.util.find_spec(name.partition(".")[0])
+        if spec is None:
+            raise SandboxUnavailable(f"{name!r} is to be preloaded and is not installed: pip install {name}")
+        places = spec.submodule_search_locations or (
+            [spec.origin] if spec.has_location and spec.origin else []
+        )
+        folders += [os.path.dirname(place) for place in places]
+    standard = {os.path.dirname(os.__file__)}
+    return tuple(
+        dict.fromkeys(folder for folder in folders if folder not in standard and os.path.isdir(folder))
+    )
+
+
+async def in_thread(pool: ThreadPoolExecutor, call: Callable[[], T]) -> T:
+    return await asyncio.get_running_loop().run_in_executor(pool, call)
+
+
+def check_timeout(timeout: float) -> None:
+    if not (math.isfinite(timeout) and timeout > 0):
+        raise ValueError(f"a time-out is a positive number of seconds, not {timeout!r}")

@@ -1,0 +1,151 @@
+"""The caller's side of a session: one worker that keeps an interpreter going."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from gymrl.sandboxes import worker as workers
+from gymrl.sandboxes.base import Limits, Result, SandboxFault, Session
+from gymrl.sandboxes.inside import protocol
+from gymrl.sandboxes.pool import check_timeout, in_thread
+from gymrl.sandboxes.worker import Outcome, Stream, Worker
+
+
+class PoolSession(Session):
+    """One run at a time. The memory, file and disk limits of the first run after a start hold until the next start.
+
+    `sys.exit(n)` ends a run as a crash does; an exception does not: what the run did before it stays.
+    """
+
+    def __init__(self, open_worker: Callable[[], Worker], backend: str, checkpoint: bool) -> None:
+        self._open, self.backend, self.checkpoint = open_worker, backend, checkpoint
+        self._threads = ThreadPoolExecutor(1, "gymrl-session")
+        self._worker: Worker | None = None
+        self._streams: list[Stream] = []
+        self._known: set[int] = set()
+        self._closed = False
+
+    async def run(self, code: str, timeout: float = 5.0, limits: Limits | None = None) -> Result:
+        """Run code in the session. Raises SandboxFault, and ValueError for a bad time-out."""
+        check_timeout(timeout)
+        self._check()
+        return await in_thread(self._threads, lambda: self._run(code, timeout, limits or Limits()))
+
+    async def reset(self) -> None:
+        if not self._closed:
+            await in_thread(
+                self._threads, lambda: self._ask(protocol.RESTORE, b"0") if self._worker else None
+            )
+
+    async def snapshot(self) -> int:
+        self._check()
+        outcome = await in_thread(self._threads, lambda: self._ask(protocol.SNAPSHOT))
+        if outcome.cause == protocol.ASKED:
+            raise ValueError("this session has 64 snapshots: forget() one first")
+        if outcome.lost:
+            raise SandboxFault(
+                "the session's process cannot be copied: its state is lost, the next run starts afresh"
+            )
+        number = int(outcome.value)
+        self._known.add(number)
+        return number
+
+    async def restore(self, snapshot: int) -> None:
+        self._check()
+        if snapshot not in self._known:
+            raise ValueError(
+                f"this session has no snapshot {snapshot!r}: it has {sorted(self._known) or 'none'}"
+            )
+        outcome = await in_thread(self._threads, lambda: self._ask(protocol.RESTORE, str(snapshot).encode()))
+        if outcome.lost:
+            raise SandboxFault("the snapshot's process cannot be copied: the next run starts afresh")
+
+    async def forget(self, snapshot: int) -> None:
+        """Drop a snapshot, which holds a process."""
+        self._check()
+        self._known.discard(snapshot)
+        await in_thread(self._threads, lambda: self._ask(protocol.FORGET, str(snapshot).encode()))
+
+    async def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            await in_thread(self._threads, self._stop)
+            self._threads.shutdown(wait=False)
+
+    def _check(self) -> None:
+        if self._closed:
+            raise SandboxFault("this session is closed: open another with sandbox.session()")
+
+    def _start(self, limits: Limits) -> Worker:
+        if self._worker is not None and self._worker.alive:
+            return self._worker
+        had = self._worker is not None
+        self._stop()
+        if had:
+            raise SandboxFault(
+                "a session's worker died, and its variables with it; the next run starts afresh"
+            )
+        worker = self._worker = self._open()
+        self._streams = [Stream(limits.output) for _ in range(2)]
+        try:
+            outcome = worker.ask(protocol.SESSION, fds=tuple(s.writer for s in self._streams), limits=limits)
+        finally:
+            for stream in self._streams:
+                stream.close_writer()
+        if outcome.lost:
+            raise worker.fault()
+        return worker
+
+    def _stop(self) -> None:
+        for stream in self._streams:
+            stream.close()
+        if self._worker is not None:
+            self._worker.close()
+        self._streams, self._worker = [], None
+        self._known.clear()
+
+    def _ask(self, kind: bytes, argument: bytes = b"") -> Outcome:
+        worker = self._start(Limits())
+        try:
+            return worker.ask(kind, argument)
+        except BaseException:
+            self._stop()
+            raise
+
+    def _run(self, code: str, timeout: float, limits: Limits) -> Result:
+        worker = self._start(limits)
+        for stream in self._streams:
+            stream.limit = limits.output
+        source = (b"c" if self.checkpoint else b"-") + code.encode("utf-8", "surrogatepass")
+        start = time.monotonic()
+        try:
+            nonce = worker.begin(protocol.TURN, [], source, timeout, limits)
+            deadline = start + timeout + workers.GRACE
+            end, reason = workers.attend(worker, self._streams, nonce, deadline)
+        except BaseException:
+            self._stop()
+            raise
+        out, err = (stream.take() for stream in self._streams)
+        if end.cause != protocol.DONE:
+            err += _epitaph(end, reason, timeout)
+        value = end.value.decode("utf-8", "replace")
+        return Result(out, err, value, end.exit, time.monotonic() - start, reason, self.backend)
+
+
+def _epitaph(end: Outcome, reason: str, timeout: float) -> str:
+    why = {
+        "timeout": f"the run took more than {timeout:g} s and was stopped",
+        "output": "the run printed too much and was stopped",
+        "processes": "the run started too many processes and was stopped",
+        "memory": "the run used too much memory and was stopped",
+        "disk": "the run filled its folder and was stopped",
+        "signal": f"the interpreter was ended by signal {-end.exit}",
+    }.get(reason, f"the run exited with status {end.exit}")
+    then = (
+        "its variables are lost, the next run starts afresh"
+        if end.lost
+        else "the session is as it was before this run"
+    )
+    return f"[session] {why}: {then}\n"
