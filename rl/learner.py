@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gymrl.agents.ragged import NAME
 from gymrl.rl.batches import Batch, TokenSequence, cut, make_batch
+
+REMEMBERED, KNOWN = 32, 8
+"""How many gradient norms are remembered, and how many must be known before one can be a spike."""
 
 LossOf = Callable[[Batch, torch.Tensor], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 """(batch, lp_N) -> loss of every action token [N], and sums over tokens to be reported."""
@@ -30,6 +35,8 @@ class LearnerSettings:
     beta2: float = 0.95
     mixed_precision: str = "no"
     gradient_checkpointing: bool = False
+    spike: float = 100.0
+    """A gradient norm of more than so many times the median of the last ones skips the step; 0: never."""
     logits_budget: int = 2**24
     """Logits (numbers) held at once; more are computed in chunks and again in the backward pass."""
 
@@ -64,6 +71,10 @@ class Learner:
         self.optimizer = self._fresh_optimizer()
         self.updates = 0
         """Optimiser steps taken: the policy's version."""
+        self.norms: list[float] = []
+        """Gradient norms of the last steps of this stage, by which a spike is known."""
+        self.troubles: list[str] = []
+        """Why steps were skipped; whoever reads them empties the list."""
 
     def _fresh_optimizer(self) -> torch.optim.Optimizer:
         s = self.settings
@@ -74,6 +85,7 @@ class Learner:
     def reset_optimizer(self) -> None:
         """Forget the moments: a new stage begins."""
         self.optimizer = self._fresh_optimizer()
+        self.norms = []
 
     # -- forward ---------------------------------------------------------------------------------------
 
@@ -108,7 +120,8 @@ class Learner:
     ) -> StepResult:  # fmt: skip
         """One optimiser step on the weighted sum of token losses over all sequences, whatever their number.
 
-        Gradients that are not finite skip the step: weights and moments stay as they were.
+        A gradient that is not finite, or a spike, skips the step: weights and moments stay as they were, and `troubles`
+        says why.
         """
         self.optimizer.zero_grad(set_to_none=True)
         total, sums, tokens, actions = 0.0, dict[str, float](), 0, 0
@@ -136,14 +149,26 @@ class Learner:
         if not actions:
             return StepResult(0.0, 0.0, tokens, 0, True, sums)
         norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip))
-        finite = norm == norm and norm not in (float("inf"), float("-inf"))
-        if finite:
+        trouble = self._trouble(norm)
+        if trouble:
+            self.troubles.append(trouble)
+        else:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
             self.updates += 1
         self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(total, norm, tokens, actions, not finite, sums)
+        return StepResult(total, norm, tokens, actions, bool(trouble), sums)
+
+    def _trouble(self, norm: float) -> str:
+        """Why a step with this gradient norm is not taken; empty where it is."""
+        if not math.isfinite(norm):
+            return f"the gradient is not finite (its norm is {norm})"
+        usual = statistics.median(self.norms) if len(self.norms) >= KNOWN else 0.0
+        self.norms = [*self.norms, norm][-REMEMBERED:]
+        if self.settings.spike and usual and norm > self.settings.spike * usual:
+            return f"the gradient's norm {norm:.3g} is {norm / usual:.0f} times its usual {usual:.3g}"
+        return ""
 
     @torch.no_grad()
     def score(self, sequences: Sequence[TokenSequence], temperature: float = 1.0) -> list[torch.Tensor]:
@@ -167,11 +192,12 @@ class Learner:
         self.accelerator.unwrap_model(self.model).save_pretrained(folder)
 
     def state(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict(), "updates": self.updates}
+        return {"optimizer": self.optimizer.state_dict(), "updates": self.updates, "norms": list(self.norms)}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.updates = state["updates"]
+        self.norms = list(state.get("norms", []))
 
 
 def _head_logprobs(

@@ -7,6 +7,7 @@ import copy
 import importlib.util
 import json
 import platform
+import re
 import signal
 import time
 from collections import Counter
@@ -29,6 +30,9 @@ from gymrl.rl.report import write_report
 from gymrl.rl.stages import open_stage, steps_of
 from gymrl.rl.trainers.online import check_engine
 from gymrl.rl.workshop import Workshop
+
+ROW = 3
+"""Steps in a row without an update after which a run stops."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -84,6 +88,10 @@ def open_pool(recipe: Recipe) -> EnvPool:
     """The environments of a recipe; those of its demonstrations are tried too, so that a wrong parameter shows now."""
     if recipe.sft.params:
         EnvPool(recipe.env.id, {**recipe.env.params, **recipe.sft.params}).close()
+    c = recipe.rl.curriculum
+    for stage in c.stages if c is not None else ():
+        if isinstance(stage, dict):
+            EnvPool(recipe.env.id, {**recipe.env.params, **stage}).close()
     return EnvPool(recipe.env.id, recipe.env.params, recipe.env.workers)
 
 
@@ -163,15 +171,36 @@ class Run:
             for step in range(self.progress.step, stage.total):
                 metrics, episodes = stage.step(step)
                 self._count(episodes)
+                stuck = self._skipped(name, step)
                 self.display.advance(step + 1, **stage.facts(metrics))
                 self._log(name, step, metrics)
                 done = step + 1
-                if self.stopping or done == stage.total or done % self.recipe.log.checkpoint_every == 0:
+                every = self.recipe.log.checkpoint_every
+                if self.stopping or stuck or done == stage.total or done % every == 0:
                     self._checkpoint(name, done, stage.state())
+                if stuck:
+                    raise RunFault(stuck)
                 if self.stopping:
                     raise Interrupted
         finally:
             self.display.end()
+
+    def _skipped(self, stage: str, step: int) -> str:
+        """Count and explain the step's skipped updates; what to tell if it is the third such step in a row."""
+        troubles, self.shop.learner.troubles = self.shop.learner.troubles, []
+        counts, row = Counter(self.summary.get("skipped", {})), self.summary.get("skipped_in_a_row", 0)
+        for trouble in troubles:
+            counts[_cause(trouble)] += 1
+            self.display.note(f"{stage} step {step}: an update was skipped: {trouble}")
+        row = row + 1 if troubles else 0
+        stuck = row == ROW
+        self.summary |= {"skipped": dict(counts), "skipped_in_a_row": 0 if stuck else row}
+        if not stuck:
+            return ""
+        return (
+            f"{ROW} steps in a row had updates skipped, the last one because {troubles[-1]}: a checkpoint is written; "
+            f"lower {stage}.lr, or look at what the episodes of the last steps have in common"
+        )
 
     def _evaluate(self, stage: str) -> None:
         recipe, shop = self.recipe, self.shop
@@ -280,3 +309,8 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _cause(trouble: str) -> str:
+    """A trouble without its figures."""
+    return re.sub(r" \(.*| [\d.e+-]+ is [\d.e+-]+ times.*", "", trouble)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class Workshop:
         self, recipe: Recipe, folder: RunFolder, pool: EnvPool, display: Display, loop: asyncio.Runner
     ) -> None:
         self.recipe, self.folder, self.pool, self.display, self.loop = recipe, folder, pool, display, loop
+        self.pools: dict[str, EnvPool] = {}
         self.engine: Engine | None = None
         self.accelerator = Accelerator(
             mixed_precision=recipe.learner.mixed_precision, log_with=list(recipe.log.trackers) or None,
@@ -83,7 +85,7 @@ class Workshop:
         s = self.recipe.learner
         return LearnerSettings(
             s.token_budget, s.grad_clip, s.weight_decay, mixed_precision=s.mixed_precision,
-            gradient_checkpointing=s.gradient_checkpointing,
+            gradient_checkpointing=s.gradient_checkpointing, spike=s.spike,
         )  # fmt: skip
 
     def serve(self) -> None:
@@ -94,6 +96,16 @@ class Workshop:
     def save_policy(self, path: Path) -> None:
         self.learner.save(path)
         self.renderer.tokenizer.save_pretrained(path)
+
+    def pool_with(self, params: dict[str, Any]) -> EnvPool:
+        """The environments with other parameters over the recipe's; those without any are the run's own."""
+        if not params:
+            return self.pool
+        key = json.dumps(params, sort_keys=True, default=str)
+        if key not in self.pools:
+            env = self.recipe.env
+            self.pools[key] = EnvPool(env.id, {**env.params, **params}, env.workers)
+        return self.pools[key]
 
     async def _demonstrate(self) -> list[Episode]:
         recipe = self.recipe
@@ -118,6 +130,7 @@ class Workshop:
             self.accelerator.end_training()
 
     async def _aclose(self) -> None:
-        await self.pool.aclose()
+        for pool in (self.pool, *self.pools.values()):
+            await pool.aclose()
         if self.engine is not None:
             await self.engine.close()

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from gymrl.rl.folder import RunFault
 from gymrl.rl.recipes import RecipeError, algorithms, dump, load, parse
 from gymrl.rl.run import train
 
@@ -58,6 +59,8 @@ STATEFUL = {
     "critic": ["algo=ppo"],
     "moving reference": ['rl.kl={ref="average", coefficient=0.1, decay=0.5}'],
     "kl in reward": ['rl.kl={place="reward", estimator="k1", ref="base", coefficient=0.1}'],
+    "difficulty": ['rl.curriculum={kind="difficulty", tasks=4, samples=2, every=1}'],
+    "horizon": ['rl.curriculum={kind="horizon", stages=[1, 2], every=1, advance="plateau"}'],
     "resampling": ["rl.resample=2", "rl.updates=2", "rl.correction=reject"],
 }
 
@@ -131,6 +134,18 @@ def test_an_algorithm_lies_over_a_recipe_and_under_its_own_overrides(tmp_path):
     mine = parse({"name": "mine", "algo": "gspo", "rl": {"loss": {"name": "gspo", "low": 0.1}}})
     assert mine.rl.loss.settings == {"low": 0.1} and mine.rl.aggregation == "seq-mean-token-mean"
     assert load("gspo").name == "gspo" and load("gspo").env == plain.env
+
+
+def test_a_run_that_cannot_train_stops_with_a_checkpoint_and_says_why(tmp_path, capsys):
+    overrides = [*SMALL, "rl.steps=9", "rl.max_staleness=0", "log.checkpoint_every=9", "learner.spike=1e-9"]
+    with pytest.raises(RunFault, match=r"3 steps in a row .* times its usual"):
+        train("quickstart", [*overrides, "sft.steps=1", "rl.steps=20"], None, tmp_path / "run")
+    assert "an update was skipped: the gradient's norm" in capsys.readouterr().out
+    found = rows(tmp_path / "run")
+    assert [row["skipped"] for row in found[-4:]] == [0, 1, 1, 1]
+    assert (tmp_path / "run" / "checkpoints" / f"rl-step-{len(found):06d}").is_dir()
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["skipped"] == {"the gradient's norm": 3}
 
 
 OWN = '''

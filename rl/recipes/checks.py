@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gymrl.rl.recipes.models import Part, Recipe, RlSection
+from gymrl.rl.recipes.models import CurriculumSection, Part, Recipe, RlSection
 
 if TYPE_CHECKING:
     from gymrl.rl.algorithms import Algorithm
@@ -34,6 +34,8 @@ def _rl(recipe: Recipe) -> None:
             "rl.loss = 'reinforce' has no ratio: from the second update on the samples are of another policy; "
             "set rl.updates=1 or take rl.loss = 'clip'"
         )
+    if rl.curriculum is not None:
+        _curriculum(recipe, rl.curriculum)
     parts = (("advantage", rl.advantage), ("loss", rl.loss), ("correction", rl.correction))
     usual = (DEFAULTS.advantage, DEFAULTS.loss, DEFAULTS.correction)
     if rl.credit == "episode" and tuple(part for _, part in parts) == usual:
@@ -44,6 +46,25 @@ def _rl(recipe: Recipe) -> None:
         return
     found = {kind: _found(kind, part) for kind, part in parts}  # this loads torch
     _advantage(rl, found["advantage"])
+
+
+def _curriculum(recipe: Recipe, c: CurriculumSection) -> None:
+    wanted = {"horizon": int, "staged": dict}.get(c.kind)
+    if wanted is None and c.stages:
+        raise ValueError(
+            "rl.curriculum.stages is not for kind = 'difficulty', which goes by quarters: leave it out"
+        )
+    if wanted is not None and (not c.stages or not all(isinstance(stage, wanted) for stage in c.stages)):
+        kind = (
+            "numbers of turns, such as [10, 20, 30]" if wanted is int else "tables of environment parameters"
+        )
+        raise ValueError(f"rl.curriculum.stages of kind = {c.kind!r} are {kind}")
+    if c.kind == "horizon" and recipe.env.max_turns is not None:
+        raise ValueError(
+            "env.max_turns and a horizon curriculum both bound the turns: leave env.max_turns out"
+        )
+    if c.kind == "horizon" and min(stage for stage in c.stages if isinstance(stage, int)) < 1:
+        raise ValueError("rl.curriculum.stages: an episode has 1 turn or more")
 
 
 def _found(kind: str, part: Part) -> Algorithm:

@@ -114,6 +114,21 @@ class CriticSection(Section):
     warmup: int = Field(0, ge=0, description="steps in which the critic alone learns")
 
 
+class CurriculumSection(Section):
+    """Stages of difficulty within RL: `horizon` (turns), `difficulty` (tasks by 4p(1-p), a quarter more each stage), or
+    `staged` (environment parameters)."""
+
+    kind: Literal["horizon", "difficulty", "staged"] = "horizon"
+    stages: list[int] | list[dict[str, Any]] = Field([], description="turns, or tables over env.params")
+    every: int = Field(100, ge=1, description="steps of a stage, or of a look for a plateau")
+    advance: Literal["step", "plateau"] = "step"
+    gain: float = Field(
+        0.01, description="success by which a look must beat the one before: else it is a plateau"
+    )
+    tasks: int = Field(256, ge=4, description="training tasks of kind = difficulty")
+    samples: int = Field(4, ge=2, description="episodes of each, from which p is taken")
+
+
 class RlSection(Section):
     """Multi-turn policy optimisation: GRPO unless parts are named."""
 
@@ -135,6 +150,7 @@ class RlSection(Section):
     kl: KlSection | None = None
     critic: CriticSection | None = None
     overlong: OverlongSection | None = None
+    curriculum: CurriculumSection | None = None
     resample: int = Field(0, ge=0, description="times that groups without spread are sampled anew")
     max_staleness: int | None = Field(None, ge=0, description="policy versions after which a token is masked")
     void: VoidMode = "drop_episode"
@@ -147,6 +163,9 @@ class LearnerSection(Section):
 
     token_budget: int = Field(8192, ge=64, description="tokens of one micro-batch")
     grad_clip: float = Field(1.0, gt=0)
+    spike: float = Field(
+        100.0, ge=0, description="times its usual norm at which a gradient is not taken; 0: never"
+    )
     weight_decay: float = Field(0.0, ge=0)
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     gradient_checkpointing: bool = False

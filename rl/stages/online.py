@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gymrl.agents.evaluation import evaluation_jobs
 from gymrl.agents.records import Episode
+from gymrl.agents.rollout import rollout
+from gymrl.envs.records import stable_hash
 from gymrl.rl.critic import Critic, CriticSettings
+from gymrl.rl.curricula import Curriculum, by_potential
 from gymrl.rl.policy import PolicyFault
+from gymrl.rl.recipes.models import CurriculumSection
 from gymrl.rl.reference import Reference
-from gymrl.rl.trainers.online import online_step
+from gymrl.rl.trainers.online import check_engine, online_step
 from gymrl.rl.trainers.update import Helpers
 from gymrl.rl.workshop import Workshop
 
@@ -23,19 +29,41 @@ class OnlineStage:
         self.total = recipe.rl.steps
         self.first = recipe.sft.demonstrations if "sft" in recipe.stages else 0
         self.helpers = Helpers(_reference(workshop), _critic(workshop))
+        self.curriculum = Curriculum(recipe.rl.curriculum) if recipe.rl.curriculum is not None else None
         workshop.serve()
 
     def step(self, number: int) -> tuple[dict[str, Any], list[Episode]]:
-        shop, recipe = self.workshop, self.workshop.recipe
+        shop, recipe, c = self.workshop, self.workshop.recipe, self.curriculum
+        pool, rollouts, among = shop.pool, shop.rollouts, None
+        if c is not None:
+            if c.settings.kind == "difficulty" and not c.order:
+                c.order = shop.loop.run(self._rank(c.settings))
+            pool = shop.pool_with(c.params(number))
+            rollouts = replace(rollouts, max_turns=c.max_turns(number) or rollouts.max_turns)
+            among = c.tasks(number)
         done = shop.loop.run(
             online_step(
-                shop.learner, shop.agent, shop.pool, shop.rollouts, recipe.rl, recipe.sampling.temperature, number,
-                recipe.seed, self.first, self.helpers,
+                shop.learner, shop.agent, pool, rollouts, recipe.rl, recipe.sampling.temperature, number,
+                recipe.seed, self.first, self.helpers, among,
             )
         )  # fmt: skip
         if number % recipe.log.episodes_every == 0:
             shop.folder.write_episodes(f"rl/{number:06d}", done.episodes)
+        if c is not None:
+            done.metrics["curriculum"] = c.stage(number)
+            c.saw(done.metrics["success"])
         return done.metrics, done.episodes
+
+    async def _rank(self, settings: CurriculumSection) -> list[int]:
+        """The first training tasks by the potential that the policy has on them now."""
+        shop = self.workshop
+        size = shop.pool.template.world.sizes["train"]
+        indices = sorted({(self.first + n) % size for n in range(settings.tasks)})
+        tasks = [shop.pool.task("train", index) for index in indices]
+        jobs = evaluation_jobs(tasks, settings.samples, stable_hash("difficulty", shop.recipe.seed))
+        episodes = await rollout(jobs, shop.agent, shop.pool, shop.rollouts)
+        check_engine(episodes)
+        return by_potential(episodes)
 
     def facts(self, metrics: dict[str, Any]) -> dict[str, float]:
         facts = {"reward": metrics["reward"], "void": metrics["void_turns"]}
@@ -49,6 +77,8 @@ class OnlineStage:
             state |= self.helpers.reference.state()
         if self.helpers.critic is not None:
             state["critic"] = self.helpers.critic.state()
+        if self.curriculum is not None:
+            state["curriculum"] = self.curriculum.state()
         return state
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -56,6 +86,8 @@ class OnlineStage:
             self.helpers.reference.load_state(state)
         if self.helpers.critic is not None:
             self.helpers.critic.load_state(state["critic"])
+        if self.curriculum is not None:
+            self.curriculum.load_state(state["curriculum"])
 
 
 def _reference(shop: Workshop) -> Reference | None:

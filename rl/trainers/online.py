@@ -32,11 +32,13 @@ class OnlineStep:
 
 
 def jobs_of_step(
-    pool: EnvPool, settings: RlSection, step: int, seed: int, first: int, attempt: int = 0, tasks: int | None = None
+    pool: EnvPool, settings: RlSection, step: int, seed: int, first: int, attempt: int = 0, tasks: int | None = None,
+    among: Sequence[int] | None = None,
 ) -> list[Job]:  # fmt: skip
     """The rollouts of a step, a pure function of its arguments: the next `tasks` training tasks from index `first`
     on (around again at the end of the split), each `group` times, and once more greedily where the advantage asks
-    for it. Attempt 1 and later, of groups sampled anew, take tasks beyond those of all steps."""
+    for it. `among` are the indices to take tasks from instead. Attempt 1 and later, of groups sampled anew, take
+    tasks beyond those of all steps."""
     size = pool.template.world.sizes["train"]
     tasks = settings.tasks if tasks is None else tasks
     start = first + step * settings.tasks
@@ -45,7 +47,8 @@ def jobs_of_step(
     greedy = "greedy_P" in find("advantage", settings.advantage.name).inputs
     jobs = []
     for number in range(tasks):
-        task = pool.task("train", (start + number) % size)
+        index = (start + number) % size if among is None else among[(start - first + number) % len(among)]
+        task = pool.task("train", index)
         group = attempt * settings.tasks + number
         for sample in range(settings.group):
             jobs.append(Job(task, group, sample, stable_hash("rollout", seed, step, group, sample)))
@@ -59,6 +62,7 @@ def jobs_of_step(
 async def online_step(
     learner: Learner, agent: ModelAgent, pool: EnvPool, rollouts: RolloutSettings, settings: RlSection,
     temperature: float, step: int, seed: int, first: int, helpers: Helpers | None = None,
+    among: Sequence[int] | None = None,
 ) -> OnlineStep:  # fmt: skip
     """Play, learn, and serve the new weights. Raises EngineFault if the engine failed (its episodes are lost, the
     weights are as before)."""
@@ -67,7 +71,7 @@ async def online_step(
     episodes: list[Episode] = []
     dropped = 0
     for attempt in range(settings.resample + 1):
-        jobs = jobs_of_step(pool, settings, step, seed, first, attempt, settings.tasks - len(groups))
+        jobs = jobs_of_step(pool, settings, step, seed, first, attempt, settings.tasks - len(groups), among)
         played_now = await rollout(jobs, agent, pool, rollouts)
         check_engine(played_now)
         episodes += played_now

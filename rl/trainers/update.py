@@ -57,6 +57,8 @@ def learn(
     for p, g in judged.places():
         if any(verdicts[p][g].trained):
             sequences += sequences_of(judged.episode(p, g), verdicts[p][g].trained, worth[p, g], oldest)
+    if not any(s.actions for s in sequences):
+        learner.troubles.append("no token is left to train on after the filters")
     lr = schedule(step, settings.lr, settings.warmup, settings.steps, settings.decay)
     metrics = _episode_metrics(groups, verdicts, rewards_PG, counted_PG) | {"lr": lr}
     if helpers.critic is not None and targets is not None and settings.critic is not None:
