@@ -276,12 +276,16 @@ class Run:
 
     def _count(self, episodes: list[Episode]) -> None:
         invalid = Counter(self.summary["invalid"]) + Counter(invalid_causes(episodes))
-        void = Counter(self.summary["void"])
+        void, sandboxes = Counter(self.summary["void"]), Counter(self.summary.get("sandboxes", {}))
         for episode in episodes:
             for turn in episode.turns:
+                if "sandbox" in turn.info:  # what isolated the code that ran
+                    sandboxes[str(turn.info["sandbox"])] += 1
                 if turn.void:
                     void["cut short" if turn.stop in ("length", "context") else "nothing recognised"] += 1
         self.summary |= {"invalid": dict(invalid), "void": dict(void)}
+        if sandboxes:
+            self.summary["sandboxes"] = dict(sandboxes)
 
     def _finish(self, status: str) -> None:
         self.summary["status"] = status

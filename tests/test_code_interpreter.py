@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import gymnasium
 import pytest
 from hypothesis import given
@@ -13,6 +15,7 @@ from gymrl.envs import Environment, make
 from gymrl.envs.code_interpreter.problems import Arithmetic
 from gymrl.envs.records import TaskSpec
 from gymrl.envs.workers import EnvPool
+from gymrl.rl.run import Run
 from gymrl.sandboxes import SandboxFault
 
 ID = "gymrl/CodeInterpreter-v0"
@@ -134,3 +137,14 @@ def test_unknown_tasks_and_parameters_name_the_mend():
     with pytest.raises(ValueError, match="terms of 2 or more"):
         make(ID, terms=1)
     assert issubclass(type(gymnasium.make(f"gymrl.envs:{ID}").unwrapped.world), Environment)
+
+
+async def test_a_run_records_what_isolated_its_code():
+    pool = EnvPool(ID)
+    episodes = await rollout([Job(pool.task("test", i), i) for i in range(2)], ScriptedAgent("oracle"), pool)
+    await pool.aclose()
+    run = SimpleNamespace(summary={"invalid": {}, "void": {}})
+    for _ in range(2):
+        Run._count(run, episodes)
+    assert list(run.summary["sandboxes"].values()) == [4]
+    assert set(run.summary["sandboxes"]) == {episodes[0].turns[0].info["sandbox"]}

@@ -23,8 +23,9 @@ class CodeInterpreter(Environment):
 
     tasks: `arithmetic`, `reasoning-gym` (all sound families) or `reasoning-gym:FAMILY,FAMILY`.
     terms, digits: size of the arithmetic expressions. stateful: whether variables live on over turns.
-    max_calls: turns after which the episode is truncated. timeout: seconds for one run. from_head: share of tasks
-    whose oracle answers at once, without running code (for demonstrations of mixed habits).
+    max_calls: turns after which the episode is truncated. timeout: seconds for one run. sandbox: the name of a
+    sandbox (`auto`: the best that isolates). from_head: share of tasks whose oracle answers at once, without running
+    code (for demonstrations of mixed habits).
     """
 
     version = "1"
@@ -41,8 +42,7 @@ class CodeInterpreter(Environment):
 
     async def reset(self) -> Observation:
         if self.session:
-            await self.session.close()
-            self.session = None
+            await self.session.reset()
         self.problem: Problem = self.source.draw(self.task, self.rng)
         self.knows = self.rng.random() < self.from_head or not self.problem.solution
         self.output: str | None = None
