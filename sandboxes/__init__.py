@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 from gymrl.sandboxes.base import Limits, Result, Sandbox, SandboxFault, SandboxUnavailable, Session
@@ -48,10 +49,16 @@ def open_sandbox(
 
 
 _SHARED: dict[str, Sandbox] = {}
+_LOCK = threading.Lock()
 
 
 def shared_sandbox(backend: str = "auto") -> Sandbox:
-    """The one sandbox of that backend that this process's environments share; it ends with the process."""
+    """The one sandbox of that backend that this process's environments share; it ends with the process.
+
+    Building it blocks for a moment, the first time. Raises as `open_sandbox` does.
+    """
     if backend not in _SHARED:
-        _SHARED[backend] = open_sandbox(backend)
+        with _LOCK:
+            if backend not in _SHARED:
+                _SHARED[backend] = open_sandbox(backend)
     return _SHARED[backend]

@@ -35,9 +35,7 @@ class PoolSession(Session):
 
     async def reset(self) -> None:
         if not self._closed:
-            await in_thread(
-                self._threads, lambda: self._ask(protocol.RESTORE, b"0") if self._worker else None
-            )
+            await in_thread(self._threads, self._reset)
 
     async def snapshot(self) -> int:
         self._check()
@@ -97,6 +95,12 @@ class PoolSession(Session):
         if outcome.lost:
             raise worker.fault()
         return worker
+
+    def _reset(self) -> None:
+        if self._worker is not None and self._worker.alive:
+            self._ask(protocol.RESTORE, b"0")
+        else:
+            self._stop()
 
     def _stop(self) -> None:
         for stream in self._streams:

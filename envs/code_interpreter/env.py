@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from typing import Any
 
@@ -43,6 +44,7 @@ class CodeInterpreter(Environment):
     async def reset(self) -> Observation:
         if self.session:
             await self.session.reset()
+        await asyncio.to_thread(shared_sandbox, self.sandbox)  # built once, which takes a moment
         self.problem: Problem = self.source.draw(self.task, self.rng)
         self.knows = self.rng.random() < self.from_head or not self.problem.solution
         self.output: str | None = None
