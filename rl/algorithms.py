@@ -37,7 +37,10 @@ INPUTS: dict[str, tuple[str, ...]] = {
     ),
     "loss": ("lp_N", "old_lp_N", "advantages_N", "sequence_N"),
     "correction": ("old_lp_N", "mu_lp_N", "sequence_N"),
-    "preference": ("lp_S", "ref_lp_S", "length_S", "pair_S", "desirable_S"),
+    "preference": (
+        "win_Q", "lose_Q", "ref_win_Q", "ref_lose_Q", "win_length_Q", "lose_length_Q", "lp_S", "ref_lp_S",
+        "desirable_S", "mismatched_S",
+    ),
 }  # fmt: skip
 """What the functions of each kind may ask for; docs/write_your_own_algorithm.md says what each tensor is."""
 
@@ -108,7 +111,7 @@ def correction(name: str, masks: bool = False) -> Callable[[F], F]:
 
 
 def preference(name: str) -> Callable[[F], F]:
-    """Register `(tensors of INPUTS["preference"], *, settings) -> loss_S`."""
+    """Register `(tensors of INPUTS["preference"], *, settings) -> loss`: [Q] of pairs, or [S] of single episodes."""
     return _decorator("preference", name)
 
 

@@ -72,7 +72,8 @@ class Display:
         table = Table(title="success on held-out tasks, 95 % interval", box=box.SIMPLE_HEAD)
         for column in ("policy", "success", "turns", "void", "episodes", "s"):
             table.add_column(column, justify="left" if column == "policy" else "right", no_wrap=True)
-        names = {"base": "before training", "sft": "after SFT", "rl": "after RL"}
+        names = {"base": "before training", "sft": "after SFT", "rl": "after RL", "es": "after ES"}
+        names |= {"rft": "after RFT", "preference": "after preferences"}
         for stage in stages:
             table.add_row(
                 names.get(stage["name"], stage["name"]),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gymrl.rl.recipes.models import CurriculumSection, Part, Recipe, RlSection
+from gymrl.rl.recipes.models import CurriculumSection, Part, PreferenceSection, Recipe, RlSection
 
 if TYPE_CHECKING:
     from gymrl.rl.algorithms import Algorithm
@@ -16,6 +17,21 @@ def check(recipe: Recipe) -> None:
     """Raise ValueError with the reason where the recipe's settings do not go together, or a part is not known."""
     if "rl" in recipe.stages:
         _rl(recipe)
+    if "preference" in recipe.stages:
+        _preference(recipe.preference)
+
+
+def _preference(p: PreferenceSection) -> None:
+    if p.loss != PreferenceSection().loss:
+        _found("preference", p.loss)
+    if p.data and p.rounds > 1:
+        raise ValueError(
+            "preference.data is what is learnt from, preference.rounds > 1 samples anew in each: leave one of them out"
+        )
+    if p.data and not Path(p.data).is_file():
+        raise ValueError(
+            f"preference.data = {p.data!r}: there is no such file; name one of episodes, as JSONL"
+        )
 
 
 def _rl(recipe: Recipe) -> None:

@@ -158,6 +158,42 @@ class RlSection(Section):
     mask_truncated: bool = False
 
 
+class RftSection(Section):
+    """Rejection sampling: sample, keep what succeeded, fine-tune on it, again."""
+
+    rounds: int = Field(2, ge=1)
+    tasks: int = Field(64, ge=1, description="tasks sampled in a round")
+    samples: int = Field(4, ge=1, description="episodes of each")
+    keep: int = Field(2, ge=1, description="successes kept of each task, shortest first, equal ones once")
+    steps: int = Field(20, ge=1, description="optimiser steps of a round")
+    batch: int = Field(32, ge=1, description="episodes a step")
+    lr: float = Field(1e-4, gt=0)
+
+
+class PreferenceSection(Section):
+    """Sample, compare, train; the reference is the policy at the round's start."""
+
+    loss: Part = Part(name="dpo")
+    rounds: int = Field(1, ge=1)
+    tasks: int = Field(64, ge=1, description="tasks sampled in a round")
+    samples: int = Field(4, ge=2, description="episodes of each")
+    longest: int | None = Field(None, ge=1, description="sampled tokens beyond which an episode is left out")
+    steps: int = Field(20, ge=1, description="optimiser steps of a round")
+    batch: int = Field(16, ge=1, description="pairs (or single episodes) a step")
+    lr: float = Field(3e-5, gt=0)
+    data: str = Field("", description="a JSONL file of episodes to learn from instead of sampling")
+
+
+class EsSection(Section):
+    """Evolution strategies: forward passes only."""
+
+    steps: int = Field(50, ge=1)
+    tasks: int = Field(16, ge=1, description="tasks that every member plays, greedily")
+    population: int = Field(30, ge=2)
+    sigma: float = Field(1e-3, gt=0)
+    alpha: float = Field(5e-4, gt=0)
+
+
 class LearnerSection(Section):
     """How updates are computed."""
 
@@ -193,13 +229,16 @@ class Recipe(Section):
     name: str
     algo: str = Field("", description="an algorithm whose recipe is laid under this one")
     seed: int = Field(0, ge=0)
-    stages: list[Literal["sft", "rl"]] = Field(["sft", "rl"], min_length=1)
+    stages: list[Literal["sft", "rl", "rft", "preference", "es"]] = Field(["sft", "rl"], min_length=1)
     env: EnvSection = EnvSection()
     model: ModelSection = ModelSection()
     engine: EngineSection = EngineSection()
     sampling: SamplingSection = SamplingSection()
     sft: SftSection = SftSection()
     rl: RlSection = RlSection()
+    rft: RftSection = RftSection()
+    preference: PreferenceSection = PreferenceSection()
+    es: EsSection = EsSection()
     learner: LearnerSection = LearnerSection()
     eval: EvalSection = EvalSection()
     log: LogSection = LogSection()

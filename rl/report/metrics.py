@@ -21,7 +21,13 @@ GROUPS = (
     "Time",
     "Other",
 )
-STAGES = {"sft": "Supervised fine-tuning", "rl": "Reinforcement learning"}
+STAGES = {
+    "sft": "Supervised fine-tuning",
+    "rl": "Reinforcement learning",
+    "rft": "Rejection sampling",
+    "preference": "Preference learning",
+    "es": "Evolution strategies",
+}
 SMOOTHING = 0.8
 
 
@@ -42,6 +48,8 @@ _KNOWN = {
     "success": Metric("Success", "share of episodes", "share", _REWARD, True),
     "loss": Metric("Loss", "token mean", "", _LOSS, True),
     "entropy": Metric("Entropy", "mean of a token", "nats", _LOSS),
+    "margin": Metric("Margin", "success over failure, against the reference", "nats", _LOSS),
+    "value_loss": Metric("Critic's loss", "mean squared error, halved", "", _LOSS),
     "kl": Metric("KL", "to the reference, mean of a token", "nats", _LOSS),
     "grad_norm": Metric("Gradient norm", "before clipping", "", _LOSS),
     "clip_share": Metric("Clipped", "share of tokens", "share", _LOSS),

@@ -18,7 +18,14 @@ from gymrl.rl.report.files import Stage, read_curves, read_summary, read_text
 from gymrl.rl.report.metrics import SMOOTHING
 
 HERE = Path(__file__).parent
-STAGE_NAMES = {"base": "Before training", "sft": "After SFT", "rl": "After RL"}
+STAGE_NAMES = {
+    "base": "Before training",
+    "sft": "After SFT",
+    "rl": "After RL",
+    "rft": "After rejection sampling",
+    "preference": "After preference learning",
+    "es": "After evolution strategies",
+}
 MOST_CAUSES = 20
 MOST_RECIPE = 60_000
 

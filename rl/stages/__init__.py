@@ -39,10 +39,26 @@ def open_stage(name: str, workshop: Workshop) -> Stage:
         from gymrl.rl.stages.online import OnlineStage
 
         return OnlineStage(workshop)
-    raise ValueError(f"there is no stage {name!r}: take sft or rl")
+    if name == "rft":
+        from gymrl.rl.stages.rft import RftStage
+
+        return RftStage(workshop)
+    if name == "preference":
+        from gymrl.rl.stages.preference import PreferenceStage
+
+        return PreferenceStage(workshop)
+    if name == "es":
+        from gymrl.rl.stages.es import EsStage
+
+        return EsStage(workshop)
+    raise ValueError(f"there is no stage {name!r}: take sft, rl, rft, preference or es")
 
 
 def steps_of(name: str, workshop: Workshop) -> int:
     """How many steps the stage of that name has, 0 if it is none."""
     recipe = workshop.recipe
-    return {"sft": recipe.sft.steps, "rl": recipe.rl.steps}.get(name, 0)
+    totals = {
+        "sft": recipe.sft.steps, "rl": recipe.rl.steps, "rft": recipe.rft.rounds * recipe.rft.steps,
+        "preference": recipe.preference.rounds * recipe.preference.steps, "es": recipe.es.steps,
+    }  # fmt: skip
+    return totals.get(name, 0)

@@ -41,6 +41,7 @@ def sft_step(
     settings: SftSection,
     step: int,
     seed: int,
+    temperature: float = 1.0,
 ) -> dict[str, Any]:
     """One optimiser step, loss -sum(lp) / number of action tokens (algorithm `sft`). Returns its metrics."""
     began = time.perf_counter()
@@ -48,7 +49,7 @@ def sft_step(
     sequences = [sequence for i in picked for sequence in demonstrations[i]]
     weights = token_weights(torch.tensor([s.actions for s in sequences]), "token-mean").tolist()
     lr = schedule(step, settings.lr, settings.warmup, settings.steps, settings.decay)
-    result = learner.step(sequences, weights, negative_logprob, lr)
+    result = learner.step(sequences, weights, negative_logprob, lr, temperature)
     seconds = time.perf_counter() - began
     return {
         "loss": result.loss,

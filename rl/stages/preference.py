@@ -1,0 +1,85 @@
+"""Preference learning: DPO and its relatives, KTO; offline on a file, or in rounds of sampling and training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gymrl.agents.episodes import read_jsonl
+from gymrl.agents.records import Episode
+from gymrl.rl.algorithms import find
+from gymrl.rl.demonstrations import tokenise
+from gymrl.rl.pairs import Example, mismatched, pairs, singles
+from gymrl.rl.stages.rounds import RoundsStage
+from gymrl.rl.trainers.preference import preference_step, sums
+from gymrl.rl.trainers.sft import chosen
+from gymrl.rl.workshop import Workshop
+
+
+class PreferenceStage(RoundsStage):
+    title, name = "preference", "preference"
+
+    def __init__(self, workshop: Workshop) -> None:
+        p = workshop.recipe.preference
+        super().__init__(workshop, p.rounds, p.steps, p.tasks, p.samples)
+        self.settings = p
+        self.algorithm = find("preference", p.loss.name)
+        self.paired = "win_Q" in self.algorithm.inputs
+        self.examples: list[Example] = []
+        self.others: list[Example | None] = []
+        self.ref_S = self.others_ref_S = torch.zeros(0, dtype=torch.float64)
+
+    def sample(self, round_: int) -> list[Episode]:
+        return [] if self.settings.data else super().sample(round_)
+
+    def begin(self, episodes: Sequence[Episode], fresh: bool) -> None:
+        """Pairs or single episodes, and the sums of the reference: the policy at the round's start."""
+        shop, longest = self.workshop, self.settings.longest
+        if self.settings.data:
+            read = list(read_jsonl(Path(self.settings.data)))
+            episodes = [e if e.tokens or not e.valid else tokenise(e, shop.renderer) for e in read]
+        self.examples = (pairs if self.paired else singles)(episodes, longest)
+        self.others = mismatched(self.examples) if "mismatched_S" in self.algorithm.inputs else []
+        if fresh:
+            temperature = shop.recipe.sampling.temperature
+            self.ref_S = sums(shop.learner, self.examples, temperature)
+            there = [other for other in self.others if other is not None]
+            scored = iter(sums(shop.learner, there, temperature).tolist())
+            self.others_ref_S = torch.tensor(
+                [0.0 if other is None else next(scored) for other in self.others], dtype=torch.float64
+            )
+
+    def train(self, number: int) -> dict[str, Any]:
+        shop, p = self.workshop, self.settings
+        width = 2 if self.paired else 1
+        count = len(self.examples) // width
+        seen = {"pairs" if self.paired else "examples": count}
+        if not count:
+            wanted = (
+                "no task had both a usable success and a usable failure"
+                if self.paired
+                else "no usable episode"
+            )
+            shop.learner.troubles.append(
+                f"there is nothing to compare: {wanted} (sample more tasks or more of each)"
+            )
+            return {"loss": 0.0, "skipped": 1, **seen}
+        places = chosen(number % self.steps, count, p.batch, shop.recipe.seed + number // self.steps)
+        picked = [width * place + side for place in places for side in range(width)]
+        examples = [self.examples[i] for i in picked]
+        crossed = [i for i in picked if self.others and self.others[i] is not None]
+        others = [other for i in crossed if (other := self.others[i]) is not None]
+        metrics = preference_step(
+            shop.learner, examples, self.ref_S[picked], self.algorithm, p.loss.settings, p.lr,
+            shop.recipe.sampling.temperature, others, self.others_ref_S[crossed],
+        )  # fmt: skip
+        return metrics | seen
+
+    def state(self) -> dict[str, Any]:
+        return {"ref": self.ref_S, "others": self.others_ref_S}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.ref_S, self.others_ref_S = state["ref"], state["others"]
