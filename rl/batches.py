@@ -33,6 +33,8 @@ class TokenSequence:
     """[L] float32: the reference model's log-probability, where there is one."""
     guided: bool = False
     """A demonstration among sampled sequences: its loss is -advantage * lp."""
+    seen: np.ndarray | None = None
+    """[L] int64: what the model is shown instead of `ids`, which stay what it has to say."""
 
     @property
     def tokens(self) -> int:
@@ -118,6 +120,7 @@ def make_batch(
 ) -> Batch:
     """Pack sequences into one row. The first token of a sequence is predicted from nothing and is never an action."""
     ids = np.concatenate([s.ids for s in sequences])
+    seen = np.concatenate([s.ids if s.seen is None else s.seen for s in sequences])
     action = np.concatenate([s.action for s in sequences])
     lengths = [s.tokens for s in sequences]
     starts = np.cumsum([0, *lengths[:-1]])
@@ -130,7 +133,7 @@ def make_batch(
         return torch.from_numpy(np.concatenate(values)[where]).to(device)
 
     return Batch(
-        ids_T=torch.from_numpy(ids).to(device),
+        ids_T=torch.from_numpy(seen).to(device),
         packed=Packed(lengths, device),
         predict_N=torch.from_numpy(where - 1).to(device),
         target_N=torch.from_numpy(ids[where]).to(device),

@@ -53,7 +53,8 @@ class Workshop:
             recipe.model.path != "tiny" and not self.base.exists()
         ):  # first: a model that cannot be loaded shows at once
             folder.write_checkpoint("base", lambda path: start_policy(recipe, [], path), {})
-        if "sft" in recipe.stages or (recipe.model.path == "tiny" and not self.base.exists()):
+        wanted = "sft" in recipe.stages or ("rl" in recipe.stages and recipe.rl.sft_weight > 0)
+        if wanted or (recipe.model.path == "tiny" and not self.base.exists()):
             self.display.begin("demonstrations", recipe.sft.demonstrations)
             demonstrations = self.loop.run(self._demonstrate())
             self.display.end()

@@ -84,6 +84,14 @@ class SftSection(Section):
     lr: float = Field(1e-3, gt=0)
     warmup: int = Field(20, ge=0)
     decay: Literal["constant", "linear", "cosine"] = "cosine"
+    dft: bool = Field(False, description="tokens weigh their probability (dynamic fine-tuning)")
+    turn_discount: float = Field(
+        1.0, gt=0, le=1, description="a turn weighs this to the number of turns after it"
+    )
+    masked_thought: float = Field(
+        0.0, ge=0, lt=1, description="rate at which demonstrated tokens are not shown"
+    )
+    blank: int = Field(0, ge=0, description="the token id that is shown instead")
 
 
 class KlSection(Section):
@@ -151,6 +159,9 @@ class RlSection(Section):
     critic: CriticSection | None = None
     overlong: OverlongSection | None = None
     curriculum: CurriculumSection | None = None
+    sft_weight: float = Field(
+        0.0, ge=0, description="of the SFT loss on sft.batch demonstrations a step, beside RL"
+    )
     resample: int = Field(0, ge=0, description="times that groups without spread are sampled anew")
     max_staleness: int | None = Field(None, ge=0, description="policy versions after which a token is masked")
     void: VoidMode = "drop_episode"

@@ -10,12 +10,14 @@ from gymrl.agents.evaluation import evaluation_jobs
 from gymrl.agents.records import Episode
 from gymrl.agents.rollout import rollout
 from gymrl.envs.records import stable_hash
+from gymrl.rl.batches import TokenSequence
 from gymrl.rl.critic import Critic, CriticSettings
 from gymrl.rl.curricula import Curriculum, by_potential
 from gymrl.rl.policy import PolicyFault
 from gymrl.rl.recipes.models import CurriculumSection
 from gymrl.rl.reference import Reference
 from gymrl.rl.trainers.online import check_engine, online_step
+from gymrl.rl.trainers.sft import chosen
 from gymrl.rl.trainers.update import Helpers
 from gymrl.rl.workshop import Workshop
 
@@ -44,7 +46,7 @@ class OnlineStage:
         done = shop.loop.run(
             online_step(
                 shop.learner, shop.agent, pool, rollouts, recipe.rl, recipe.sampling.temperature, number,
-                recipe.seed, self.first, self.helpers, among,
+                recipe.seed, self.first, self.helpers, among, self._shown(number),
             )
         )  # fmt: skip
         if number % recipe.log.episodes_every == 0:
@@ -53,6 +55,14 @@ class OnlineStage:
             done.metrics["curriculum"] = c.stage(number)
             c.saw(done.metrics["success"])
         return done.metrics, done.episodes
+
+    def _shown(self, number: int) -> list[TokenSequence]:
+        """The demonstrations of a step, where the recipe mixes the two losses."""
+        recipe, demonstrations = self.workshop.recipe, self.workshop.demonstrations
+        if not recipe.rl.sft_weight:
+            return []
+        picked = chosen(number, len(demonstrations), recipe.sft.batch, stable_hash("beside", recipe.seed))
+        return [sequence for i in picked for sequence in demonstrations[i]]
 
     async def _rank(self, settings: CurriculumSection) -> list[int]:
         """The first training tasks by the potential that the policy has on them now."""

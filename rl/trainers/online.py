@@ -14,6 +14,7 @@ from gymrl.agents.rollout import RolloutSettings, rollout
 from gymrl.envs.records import stable_hash
 from gymrl.envs.workers import EnvPool
 from gymrl.rl.algorithms import find
+from gymrl.rl.batches import TokenSequence
 from gymrl.rl.groups import Group, group_by_task
 from gymrl.rl.learner import Learner
 from gymrl.rl.objective import loss_of_settings as _loss_of
@@ -62,7 +63,7 @@ def jobs_of_step(
 async def online_step(
     learner: Learner, agent: ModelAgent, pool: EnvPool, rollouts: RolloutSettings, settings: RlSection,
     temperature: float, step: int, seed: int, first: int, helpers: Helpers | None = None,
-    among: Sequence[int] | None = None,
+    among: Sequence[int] | None = None, shown: Sequence[TokenSequence] = (),
 ) -> OnlineStep:  # fmt: skip
     """Play, learn, and serve the new weights. Raises EngineFault if the engine failed (its episodes are lost, the
     weights are as before)."""
@@ -83,7 +84,7 @@ async def online_step(
         if len(groups) >= settings.tasks:
             break
     played = time.perf_counter()
-    metrics = learn(learner, groups, settings, temperature, step, helpers)
+    metrics = learn(learner, groups, settings, temperature, step, helpers, shown)
     if settings.resample:
         metrics |= {"dropped_groups": dropped, "drop_rate": dropped / max(1, dropped + len(groups))}
     learned = time.perf_counter()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from gymrl.envs.records import stable_hash
 from gymrl.rl.batches import Batch, TokenSequence
-from gymrl.rl.learner import Learner, schedule
+from gymrl.rl.learner import Learner, LossOf, schedule
 from gymrl.rl.losses.aggregation import token_weights
 from gymrl.rl.recipes.models import SftSection
 
@@ -19,6 +21,45 @@ from gymrl.rl.recipes.models import SftSection
 def negative_logprob(batch: Batch, lp_N: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """-log p of every demonstrated token."""
     return -lp_N, {}
+
+
+def weighted(batch: Batch, lp_N: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """-w log p of every demonstrated token; w is its advantage."""
+    return -batch.advantage_N * lp_N, {}
+
+
+def with_weights(sequence: TokenSequence, discount: float, lp_n: torch.Tensor | None = None) -> TokenSequence:
+    """A demonstration whose tokens weigh discount^(turns that follow), times their probability where `lp_n`, the
+    log-probabilities of its action tokens, is given (DFT)."""
+    last = int(sequence.turn[sequence.action].max()) if sequence.actions else 0
+    weight = np.where(sequence.action, discount ** (last - sequence.turn).clip(0), 0.0)
+    if lp_n is not None:
+        weight[sequence.action] *= lp_n.double().exp().numpy()
+    return replace(sequence, advantage=weight.astype(np.float32))
+
+
+def masked(sequence: TokenSequence, rate: float, blank: int, *key: object) -> TokenSequence:
+    """Masked thought: each of the demonstrated tokens is shown as `blank` at this rate, a pure function of the key;
+    what has to be said stays."""
+    drawn = np.random.default_rng(stable_hash("masked", *key)).random(sequence.tokens)
+    return replace(sequence, seen=np.where(sequence.action & (drawn < rate), blank, sequence.ids))
+
+
+def prepared(
+    learner: Learner, sequences: list[TokenSequence], settings: SftSection, temperature: float, *key: object
+) -> tuple[list[TokenSequence], list[float], LossOf]:
+    """The step's demonstrations with the recipe's options, the weight of each in the loss, and the loss: in all
+    -sum(w m lp) / sum(w m)."""
+    if settings.masked_thought:
+        rate, blank = settings.masked_thought, settings.blank
+        sequences = [masked(s, rate, blank, *key, n) for n, s in enumerate(sequences)]
+    if not settings.dft and settings.turn_discount == 1:
+        counts = torch.tensor([s.actions for s in sequences], dtype=torch.long)
+        return sequences, token_weights(counts, "token-mean").tolist(), negative_logprob
+    scores = learner.score(sequences, temperature) if settings.dft else [None] * len(sequences)
+    weighed = [with_weights(s, settings.turn_discount, lp) for s, lp in zip(sequences, scores, strict=True)]
+    total = float(sum(s.advantage.sum(dtype=np.float64) for s in weighed))
+    return weighed, [1 / total if total else 0.0] * len(weighed), weighted
 
 
 def chosen(step: int, count: int, batch: int, seed: int) -> list[int]:
@@ -43,13 +84,13 @@ def sft_step(
     seed: int,
     temperature: float = 1.0,
 ) -> dict[str, Any]:
-    """One optimiser step, loss -sum(lp) / number of action tokens (algorithm `sft`). Returns its metrics."""
+    """One optimiser step, loss -sum(w lp) / sum(w) over the action tokens. Returns its metrics."""
     began = time.perf_counter()
     picked = chosen(step, len(demonstrations), settings.batch, seed)
     sequences = [sequence for i in picked for sequence in demonstrations[i]]
-    weights = token_weights(torch.tensor([s.actions for s in sequences]), "token-mean").tolist()
+    sequences, weights, loss_of = prepared(learner, sequences, settings, temperature, seed, step)
     lr = schedule(step, settings.lr, settings.warmup, settings.steps, settings.decay)
-    result = learner.step(sequences, weights, negative_logprob, lr, temperature)
+    result = learner.step(sequences, weights, loss_of, lr, temperature)
     seconds = time.perf_counter() - began
     return {
         "loss": result.loss,

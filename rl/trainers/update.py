@@ -36,9 +36,9 @@ class Helpers:
 
 def learn(
     learner: Learner, groups: list[Group], settings: RlSection, temperature: float, step: int,
-    helpers: Helpers | None = None,
+    helpers: Helpers | None = None, shown: Sequence[TokenSequence] = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """Update the policy on groups of episodes; returns the step's metrics."""
+    """Update the policy on groups of episodes, and on demonstrations `shown` beside them; returns metrics."""
     helpers = helpers or Helpers()
     algorithm = find("advantage", settings.advantage.name)
     groups, greedy_P = _without_greedy(groups, settings) if "greedy_P" in algorithm.inputs else (groups, None)
@@ -65,7 +65,7 @@ def learn(
         metrics |= _teach(helpers.critic, judged, targets, settings)
         if step < settings.critic.warmup:
             return metrics
-    metrics |= _update(learner, sequences, settings, temperature, lr, helpers.reference)
+    metrics |= _update(learner, sequences, settings, temperature, lr, helpers.reference, shown)
     if helpers.reference is not None:
         helpers.reference.follow(learner)
     return metrics
@@ -150,10 +150,15 @@ def _teach(
 
 def _update(
     learner: Learner, sequences: list[TokenSequence], settings: RlSection, temperature: float, lr: float,
-    reference: Reference | None = None,
+    reference: Reference | None = None, shown: Sequence[TokenSequence] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """The optimiser steps on one step's sequences: `updates` disjoint parts of them, one after the other."""
     corrector = find("correction", settings.correction.name)
+    sampled = len(sequences)
+    ones = [np.where(s.action, np.float32(1), np.float32(0)) for s in shown]
+    sequences = sequences + [
+        replace(s, guided=True, advantage=one) for s, one in zip(shown, ones, strict=True)
+    ]
     # The policy before the update: with one update it is the policy that is being differentiated.
     if settings.updates > 1 or corrector.masks:
         scored = learner.score(sequences, temperature)
@@ -164,16 +169,20 @@ def _update(
     rejected = 0
     if corrector.masks:
         before = sum(s.actions for s in sequences)
-        sequences = [_masked(s, corrector.bind(settings.correction.settings)) for s in sequences]
+        correct = corrector.bind(settings.correction.settings)
+        sequences = [s if s.guided else _masked(s, correct) for s in sequences]
         rejected = before - sum(s.actions for s in sequences)
     kl_in_loss = settings.kl is not None and settings.kl.place == "loss"
     loss_of = loss_of_settings(settings)
     sums: dict[str, float] = {}
     totals = {"loss": 0.0, "grad_norm": 0.0, "tokens": 0, "actions": 0, "skipped": 0}
     for number in range(settings.updates):
-        part = sequences[number :: settings.updates]
+        part = sequences[:sampled][number :: settings.updates]
         counts = torch.tensor([s.actions for s in part], dtype=torch.long)
         weights_S = token_weights(counts, settings.aggregation, settings.aggregation_length).tolist()
+        guides = sequences[sampled:][number :: settings.updates]
+        told = max(1, sum(s.actions for s in guides))
+        part, weights_S = part + guides, weights_S + [settings.sft_weight / told] * len(guides)
         # Tokens without advantage have no gradient: they count in the weights, but need no forward pass.
         live = [i for i, s in enumerate(part) if s.actions and (kl_in_loss or s.advantage.any())]
         result = learner.step([part[i] for i in live], [weights_S[i] for i in live], loss_of, lr, temperature)
