@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from gymrl.cli import envs, episodes, evaluate, leaderboard, report, train
+from gymrl.cli import envs, episodes, evaluate, leaderboard, merge, report, train
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 
@@ -26,6 +26,7 @@ app.command("train", help=train.HELP)(train.train)
 app.command("eval")(evaluate.evaluate)
 app.add_typer(envs.app, name="envs")
 app.add_typer(leaderboard.app, name="leaderboard")
+app.command("merge", help=merge.HELP)(merge.merge)
 app.command("report")(report.report)
 app.command("episodes")(episodes.episodes)
 

@@ -86,6 +86,7 @@ def test_every_shipped_algorithm_trains(name, tmp_path):
 STATEFUL = {
     "critic": ["algo=ppo"],
     "moving reference": ['rl.kl={ref="average", coefficient=0.1, decay=0.5}'],
+    "soup as reference": ['rl.kl={ref="soup(base, start)", coefficient=0.1}'],
     "kl in reward": ['rl.kl={place="reward", estimator="k1", ref="base", coefficient=0.1}'],
     "difficulty": ['rl.curriculum={kind="difficulty", tasks=4, samples=2, every=1}'],
     "horizon": ['rl.curriculum={kind="horizon", stages=[1, 2], every=1, advance="plateau"}'],

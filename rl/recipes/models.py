@@ -102,7 +102,7 @@ class KlSection(Section):
     place: Literal["loss", "reward"] = "loss"
     ref: str = Field(
         "start",
-        description="start (the stage's first weights), base (the run's), average (a moving average), or a folder",
+        description="start (the stage's first weights), base (the run's), average (moving), a folder, soup(FOLDER, ...)",
     )
     decay: float = Field(0.99, gt=0, lt=1, description="of ref = average, per step")
 

@@ -13,6 +13,7 @@ from gymrl.envs.records import stable_hash
 from gymrl.rl.batches import TokenSequence
 from gymrl.rl.critic import Critic, CriticSettings
 from gymrl.rl.curricula import Curriculum, by_potential
+from gymrl.rl.merging import check_alike, read_weights, soup, write_weights
 from gymrl.rl.policy import PolicyFault
 from gymrl.rl.recipes.models import CurriculumSection
 from gymrl.rl.reference import Reference
@@ -106,12 +107,26 @@ def _reference(shop: Workshop) -> Reference | None:
         return None
     sources = {"start": shop.started, "average": shop.started, "base": shop.base}
     source = sources.get(kl.ref, Path(kl.ref))
+    if kl.ref.startswith("soup(") and kl.ref.endswith(")"):
+        named = [part.strip() for part in kl.ref[5:-1].split(",")]
+        source = _soup(shop, [sources.get(name, Path(name)) for name in named])
     if not source.is_dir():
         raise PolicyFault(
-            f"rl.kl.ref = {kl.ref!r} is no folder: take start, base, average, or a checkpoint's folder"
+            f"rl.kl.ref = {kl.ref!r} is no folder: take start, base, average, a checkpoint's "
+            "folder, or soup(FOLDER, FOLDER)"
         )
     decay = kl.decay if kl.ref == "average" else None
     return Reference(source, shop.learner_settings(), shop.accelerator, decay)
+
+
+def _soup(shop: Workshop, folders: list[Path]) -> Path:
+    """The mean of several checkpoints as a reference (SALSA), kept in the run folder."""
+    out = shop.folder.checkpoint_path("reference")
+    if not out.exists():
+        models = [read_weights(folder) for folder in folders]
+        check_alike([read_weights(shop.started), *models], ["the policy", *map(str, folders)])
+        write_weights(soup(models), shop.started, out)
+    return out
 
 
 def _critic(shop: Workshop) -> Critic | None:

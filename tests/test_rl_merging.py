@@ -1,0 +1,117 @@
+"""Arithmetic on weights against float64 references, on real checkpoints, and by the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from gymrl.cli.main import run
+from gymrl.rl import merging as m
+from gymrl.rl.tiny import make_model, make_tokenizer, save_policy
+
+TEXTS = ["user\nhello\n", "assistant\n<answer>3</answer>\n"]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("models")
+    tokenizer = make_tokenizer(TEXTS, 300)
+    return [
+        save_policy(folder / name, make_model(len(tokenizer), 32, 3, 2, 1, 64, seed), tokenizer)
+        for seed, name in enumerate(("base", "one", "two"))
+    ]
+
+
+def test_a_soup_is_the_weighted_mean(checkpoints):
+    base, one, two = (m.read_weights(path) for path in checkpoints)
+    mixed = m.soup([one, two], [3.0, 1.0])
+    for key in base:
+        want = 0.75 * one[key].double() + 0.25 * two[key].double()
+        torch.testing.assert_close(mixed[key].double(), want, atol=1e-7, rtol=1e-6)
+        assert mixed[key].dtype == one[key].dtype
+    assert all(torch.equal(a, b) for a, b in zip(m.soup([one, one]).values(), one.values(), strict=True))
+    with pytest.raises(m.MergeFault, match="sum to 0"):
+        m.soup([one, two], [1.0, -1.0])
+
+
+def test_task_vectors_add_and_take_away(checkpoints):
+    base, one, two = (m.read_weights(path) for path in checkpoints)
+    sums = m.task_vectors(base, [one, two], [1.0, -0.5])
+    for key, b in base.items():
+        want = b.double() + (one[key].double() - b.double()) - 0.5 * (two[key].double() - b.double())
+        torch.testing.assert_close(sums[key].double(), want, atol=1e-6, rtol=1e-6)
+    back = m.task_vectors(base, [one], [1.0])
+    assert all(torch.equal(back[key], one[key]) for key in base)
+
+
+def test_dare_keeps_the_mean_and_drops_its_share(checkpoints):
+    change = {"w": torch.ones(400, 400, dtype=torch.float64)}
+    thinned = m.dare(change, 0.75, 3)["w"]
+    assert set(thinned.unique().tolist()) == {0.0, 4.0}
+    assert thinned.mean().item() == pytest.approx(1.0, abs=0.02)
+    assert torch.equal(thinned, m.dare(change, 0.75, 3)["w"]) and not torch.equal(
+        thinned, m.dare(change, 0.75, 4)["w"]
+    )
+    assert torch.equal(m.dare(change, 0.0)["w"], change["w"])
+    with pytest.raises(m.MergeFault, match="below 1"):
+        m.dare(change, 1.0)
+
+
+def test_lines_scales_with_depth():
+    one = torch.ones((), dtype=torch.float64)
+    names = [
+        "model.embed_tokens.weight",
+        *(f"model.layers.{n}.mlp.up_proj.weight" for n in range(3)),
+        "model.norm.weight",
+    ]
+    scaled = m.lines(dict.fromkeys(names, one), 0.2, 1.0)
+    assert [scaled[name].item() for name in names] == pytest.approx([0.2, 0.2, 0.6, 1.0, 1.0])
+    with pytest.raises(m.MergeFault, match="depth"):
+        m.lines({"w": one}, 0.0, 1.0)
+
+
+def test_a_greedy_soup_takes_what_does_not_hurt():
+    models = [{"w": torch.tensor([x])} for x in (0.0, 4.0, -1.0)]
+    joined, mixed = m.greedy_soup(models, lambda w: -abs(w["w"].item() + 0.5))
+    assert joined == [0, 2] and mixed["w"].item() == -0.5
+
+
+def test_the_command_writes_a_checkpoint_that_loads(checkpoints, tmp_path, capsys):
+    base, one, two = map(str, checkpoints)
+    assert run(["merge", one, two, "--weights", "0.5,0.5", "--out", str(tmp_path / "soup")]) == 0
+    got = AutoModelForCausalLM.from_pretrained(tmp_path / "soup").state_dict()
+    want = m.soup([m.read_weights(Path(one)), m.read_weights(Path(two))])
+    assert all(torch.equal(got[key], want[key]) for key in want)
+    assert json.loads((tmp_path / "soup" / "merge.json").read_text())["models"] == [one, two]
+    command = ["merge", one, two, "--method", "task", "--base", base, "--weights", "1,-0.5", "--drop", "0.5"]
+    assert run([*command, "--lines", "0.1", "1.0", "--out", str(tmp_path / "task")]) == 0
+    AutoModelForCausalLM.from_pretrained(tmp_path / "task")
+    capsys.readouterr()
+    for wrong, words in (
+        (["merge", one, two, "--out", str(tmp_path / "soup")], "is not empty"),
+        (["merge", one, str(tmp_path), "--out", str(tmp_path / "x")], "is no checkpoint"),
+        (["merge", one, two, "--weights", "1", "--out", str(tmp_path / "x")], "give one for each"),
+        (["merge", one, "--drop", "0.5", "--out", str(tmp_path / "x")], "--method task"),
+    ):
+        assert run(wrong) != 0
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_command_makes_a_greedy_soup_by_success(checkpoints, tmp_path, capsys):
+    _, one, two = map(str, checkpoints)
+    command = ["merge", one, two, "--method", "greedy", "--env", "gymrl/CodeInterpreter-v0", "--tasks", "2"]
+    assert run([*command, "--out", str(tmp_path / "best")]) == 0
+    assert "joined: " + one in capsys.readouterr().out  # nobody wins: nothing falls, both join
+
+
+def test_other_architectures_are_refused(checkpoints, tmp_path):
+    tokenizer = make_tokenizer(TEXTS, 300)
+    other = save_policy(tmp_path / "other", make_model(len(tokenizer), 64, 3, 2, 1, 64), tokenizer)
+    models = [m.read_weights(checkpoints[0]), m.read_weights(other)]
+    with pytest.raises(m.MergeFault, match="not of one architecture"):
+        m.check_alike(models, ["base", "other"])
