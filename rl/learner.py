@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gymrl.agents.ragged import NAME
 from gymrl.rl.batches import Batch, TokenSequence, cut, make_batch
+from gymrl.rl.trainable import Trainable, trainable
 
 REMEMBERED, KNOWN = 32, 8
 """How many gradient norms are remembered, and how many must be known before one can be a spike."""
@@ -37,6 +38,11 @@ class LearnerSettings:
     gradient_checkpointing: bool = False
     spike: float = 100.0
     """A gradient norm of more than so many times the median of the last ones skips the step; 0: never."""
+    trainable: Trainable = "all"
+    """Which parameters are trained; `half` and `lisa` draw others every `redraw` updates, by `seed`."""
+    redraw: int = 20
+    layers: int = 2
+    seed: int = 0
     logits_budget: int = 2**24
     """Logits (numbers) held at once; more are computed in chunks and again in the backward pass."""
 
@@ -124,6 +130,7 @@ class Learner:
         says why.
         """
         self.optimizer.zero_grad(set_to_none=True)
+        self._draw()
         total, sums, tokens, actions = 0.0, dict[str, float](), 0, 0
         for chosen in cut(sequences, self.settings.token_budget):
             batch = make_batch(
@@ -159,6 +166,16 @@ class Learner:
             self.updates += 1
         self.optimizer.zero_grad(set_to_none=True)
         return StepResult(total, norm, tokens, actions, bool(trouble), sums)
+
+    def _draw(self) -> None:
+        """Freeze what this round of updates does not train."""
+        s = self.settings
+        if s.trainable == "all":
+            return
+        named = dict(self.accelerator.unwrap_model(self.model).named_parameters())
+        chosen = trainable(list(named), s.trainable, self.updates // s.redraw, s.layers, s.seed)
+        for name, parameter in named.items():
+            parameter.requires_grad_(name in chosen)
 
     def _trouble(self, norm: float) -> str:
         """Why a step with this gradient norm is not taken; empty where it is."""

@@ -86,7 +86,8 @@ class Workshop:
         s = self.recipe.learner
         return LearnerSettings(
             s.token_budget, s.grad_clip, s.weight_decay, mixed_precision=s.mixed_precision,
-            gradient_checkpointing=s.gradient_checkpointing, spike=s.spike,
+            gradient_checkpointing=s.gradient_checkpointing, spike=s.spike, trainable=s.trainable, redraw=s.redraw,
+            layers=s.layers, seed=self.recipe.seed,
         )  # fmt: skip
 
     def serve(self) -> None:

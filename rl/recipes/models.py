@@ -102,7 +102,7 @@ class KlSection(Section):
     place: Literal["loss", "reward"] = "loss"
     ref: str = Field(
         "start",
-        description="start (the stage's first weights), base (the run's), average (moving), a folder, soup(FOLDER, ...)",
+        description="start (the stage's first weights), base (the run's), average (moving), a folder, soup(A, B)",
     )
     decay: float = Field(0.99, gt=0, lt=1, description="of ref = average, per step")
 
@@ -216,6 +216,9 @@ class LearnerSection(Section):
     weight_decay: float = Field(0.0, ge=0)
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     gradient_checkpointing: bool = False
+    trainable: Literal["all", "half", "lisa"] = "all"
+    redraw: int = Field(20, ge=1, description="updates after which half and lisa draw other parameters")
+    layers: int = Field(2, ge=1, description="layers that lisa trains at a time")
 
 
 class EvalSection(Section):
