@@ -33,6 +33,8 @@ class TokenSequence:
     """[L] float32: the reference model's log-probability, where there is one."""
     guided: bool = False
     """A demonstration among sampled sequences: its loss is -advantage * lp."""
+    void: np.ndarray | None = None
+    """[L] bool: tokens of void turns."""
     seen: np.ndarray | None = None
     """[L] int64: what the model is shown instead of `ids`, which stay what it has to say."""
 
@@ -72,14 +74,21 @@ def sequences_of(
         worth[prompt:] = advantage if isinstance(advantage, (int, float)) else advantage[number]
         spread = np.where(action, worth, np.float32(0))
         segments.setdefault(turn.segment, []).append(
-            (ids, action, mu, spread, version, np.full(total, number, dtype=np.int64))
+            (
+                ids,
+                action,
+                mu,
+                spread,
+                version,
+                np.full(total, number, dtype=np.int64),
+                np.full(total, turn.void),
+            )
         )
     found = []
     for _, turns in sorted(segments.items()):
-        ids, action, mu, spread, version, place = (
-            np.concatenate(parts) for parts in zip(*turns, strict=True)
-        )
-        found.append(TokenSequence(ids, action, mu, spread, version, place))
+        columns = [np.concatenate(parts) for parts in zip(*turns, strict=True)]
+        ids, action, mu, spread, version, place, void = columns
+        found.append(TokenSequence(ids, action, mu, spread, version, place, void=void))
     return found
 
 
@@ -103,6 +112,8 @@ class Batch:
     """The learner's log-probabilities before the update, if all sequences have them."""
     ref_N: torch.Tensor | None
     """The reference's log-probabilities, if all sequences have them."""
+    void_N: torch.Tensor
+    """Whether the token is of a void turn."""
     guided_N: torch.Tensor
     """Whether the token is of a demonstration."""
 
@@ -149,6 +160,7 @@ def make_batch(
         ref_N=pick(ref)
         if len(ref := [s.ref for s in sequences if s.ref is not None]) == len(sequences)
         else None,
+        void_N=pick([np.zeros(s.tokens, dtype=bool) if s.void is None else s.void for s in sequences]),
         guided_N=torch.tensor([s.guided for s in sequences], dtype=torch.bool)[owner].to(device),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,10 @@ REMEMBERED, KNOWN = 32, 8
 
 LossOf = Callable[[Batch, torch.Tensor], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 """(batch, lp_N) -> loss of every action token [N], and sums over tokens to be reported."""
+
+
+Cause = Callable[[Batch, torch.Tensor], torch.Tensor]
+"""(batch, lp_N) -> which action tokens belong to it, [N] bool."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +190,29 @@ class Learner:
         if self.settings.spike and usual and norm > self.settings.spike * usual:
             return f"the gradient's norm {norm:.3g} is {norm / usual:.0f} times its usual {usual:.3g}"
         return ""
+
+    def gradient_norms(
+        self, sequences: Sequence[TokenSequence], weights_S: Sequence[float], loss_of: LossOf,
+        causes: Mapping[str, Cause], temperature: float = 1.0,
+    ) -> dict[str, float]:  # fmt: skip
+        """The norm of the gradient that the tokens of each cause make alone. Nothing is updated."""
+        found = {}
+        self._draw()
+        for name, cause in causes.items():
+            self.optimizer.zero_grad(set_to_none=True)
+            for chosen in cut(sequences, self.settings.token_budget):
+                batch = make_batch(
+                    [sequences[i] for i in chosen], [weights_S[i] for i in chosen], self.accelerator.device
+                )
+                if not batch.actions:
+                    continue
+                lp_N, _ = self.logprobs(batch, temperature)
+                loss_N, _ = loss_of(batch, lp_N)
+                self.accelerator.backward((loss_N * batch.weight_N * cause(batch, lp_N.detach())).sum())
+            grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+            found[name] = float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
+        self.optimizer.zero_grad(set_to_none=True)
+        return found
 
     @torch.no_grad()
     def score(self, sequences: Sequence[TokenSequence], temperature: float = 1.0) -> list[torch.Tensor]:

@@ -234,6 +234,9 @@ class LogSection(Section):
 
     checkpoint_every: int = Field(20, ge=1, description="optimiser or RL steps")
     episodes_every: int = Field(1, ge=1, description="RL steps whose episodes are kept")
+    insight_every: int = Field(
+        0, ge=0, description="RL steps between looks at what makes the gradient; 0: none"
+    )
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = ["tensorboard"]
 
 

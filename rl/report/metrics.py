@@ -55,6 +55,7 @@ _KNOWN = {
     "clip_share": Metric("Clipped", "share of tokens", "share", _LOSS),
     "ratio_max": Metric("Largest ratio", "new over old probability", "", _LOSS),
     "lr": Metric("Learning rate", "", "", _LOSS),
+    "turn_reward": Metric("Reward of a turn", "mean", "", _REWARD),
     "turns": Metric("Turns", "mean of an episode", "", _LENGTH),
     "tokens": Metric("Tokens", "of the step", "tokens", _LENGTH),
     "sampled_tokens": Metric("Sampled tokens", "of the step", "tokens", _LENGTH),
@@ -85,6 +86,10 @@ def describe(curve: Curve) -> Metric:
         key = curve.key.lower()
         if key.startswith("time/"):
             return Metric(curve.key.partition("/")[2], "wall-clock", "s", _TIME)
+        if key.startswith("grad_norm/"):
+            return Metric(
+                f"Gradient norm, {key.partition('/')[2]} tokens", "alone, before clipping", "", _LOSS
+            )
         group = _OTHER
         if "reward" in key or "success" in key:
             group = _REWARD

@@ -31,7 +31,7 @@ class OnlineStage:
         recipe = workshop.recipe
         self.total = recipe.rl.steps
         self.first = recipe.sft.demonstrations if "sft" in recipe.stages else 0
-        self.helpers = Helpers(_reference(workshop), _critic(workshop))
+        self.helpers = Helpers(_reference(workshop), _critic(workshop), recipe.log.insight_every)
         self.curriculum = Curriculum(recipe.rl.curriculum) if recipe.rl.curriculum is not None else None
         workshop.serve()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,7 @@ from gymrl.rl.credit import Judged, assign
 from gymrl.rl.critic import Critic, with_targets
 from gymrl.rl.filters import FilterSettings, Verdict, judge, reward_table
 from gymrl.rl.groups import Group
-from gymrl.rl.learner import Learner, schedule
+from gymrl.rl.learner import Cause, Learner, schedule
 from gymrl.rl.losses.aggregation import token_weights
 from gymrl.rl.losses.kl import kl
 from gymrl.rl.losses.length import overlong
@@ -32,6 +33,8 @@ class Helpers:
 
     reference: Reference | None = None
     critic: Critic | None = None
+    insight: int = 0
+    """Steps between looks at what makes the gradient (0: none)."""
 
 
 def learn(
@@ -65,7 +68,8 @@ def learn(
         metrics |= _teach(helpers.critic, judged, targets, settings)
         if step < settings.critic.warmup:
             return metrics
-    metrics |= _update(learner, sequences, settings, temperature, lr, helpers.reference, shown)
+    look = helpers.insight > 0 and step % helpers.insight == 0
+    metrics |= _update(learner, sequences, settings, temperature, lr, helpers.reference, shown, look)
     if helpers.reference is not None:
         helpers.reference.follow(learner)
     return metrics
@@ -150,7 +154,7 @@ def _teach(
 
 def _update(
     learner: Learner, sequences: list[TokenSequence], settings: RlSection, temperature: float, lr: float,
-    reference: Reference | None = None, shown: Sequence[TokenSequence] = (),
+    reference: Reference | None = None, shown: Sequence[TokenSequence] = (), look: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """The optimiser steps on one step's sequences: `updates` disjoint parts of them, one after the other."""
     corrector = find("correction", settings.correction.name)
@@ -185,6 +189,15 @@ def _update(
         part, weights_S = part + guides, weights_S + [settings.sft_weight / told] * len(guides)
         # Tokens without advantage have no gradient: they count in the weights, but need no forward pass.
         live = [i for i, s in enumerate(part) if s.actions and (kl_in_loss or s.advantage.any())]
+        if look and number == 0:
+            norms = learner.gradient_norms(
+                [part[i] for i in live],
+                [weights_S[i] for i in live],
+                loss_of,
+                causes(learner.updates),
+                temperature,
+            )
+            totals |= {f"grad_norm/{name}": norm for name, norm in norms.items()}
         result = learner.step([part[i] for i in live], [weights_S[i] for i in live], loss_of, lr, temperature)
         totals["loss"] += result.loss / settings.updates
         totals["grad_norm"] += result.grad_norm / settings.updates
@@ -198,6 +211,20 @@ def _update(
     many = max(1, totals["actions"])
     found = totals | {name: value if name.endswith("_max") else value / many for name, value in sums.items()}
     return found | ({"rejected_tokens": rejected} if corrector.masks else {})
+
+
+UNLIKELY = 0.1
+"""Probability below which a token is an unlikely one."""
+
+
+def causes(version: int) -> dict[str, Cause]:
+    """What may make a gradient: void turns, unlikely tokens, those of weights older than `version`; and all of them."""
+    return {
+        "all": lambda batch, lp_N: torch.ones_like(lp_N, dtype=torch.bool),
+        "void": lambda batch, lp_N: batch.void_N,
+        "unlikely": lambda batch, lp_N: lp_N < math.log(UNLIKELY),
+        "stale": lambda batch, lp_N: (batch.version_N < version) & ~batch.guided_N,
+    }
 
 
 def _masked(sequence: TokenSequence, correct: Any) -> TokenSequence:
@@ -220,6 +247,7 @@ def _episode_metrics(
         "reward": count.reward,
         "success": count.success,
         "turns": count.turns,
+        "turn_reward": count.reward / max(1.0, count.turns),
         "sampled_tokens": count.tokens * sum(episode.valid for episode in episodes),
         "void_turns": count.void_turns,
         "void_episodes": sum(episode.valid and episode.void for episode in episodes) / max(1, len(episodes)),

@@ -1,0 +1,65 @@
+"""Where the gradient comes from: the norm that the tokens of each cause make alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from gymrl.agents.ragged import NAME
+from gymrl.agents.records import Episode, Turn
+from gymrl.envs.records import Message, TaskSpec
+from gymrl.rl.batches import make_batch, sequences_of
+from gymrl.rl.learner import Learner, LearnerSettings
+from gymrl.rl.objective import loss_of_settings
+from gymrl.rl.recipes.models import RlSection
+from gymrl.rl.tiny import make_model
+from gymrl.rl.trainers.update import causes
+
+
+def learner(**changes) -> Learner:
+    made = make_model(300, hidden=32, layers=1, heads=2, kv_heads=1, context=64, seed=1)
+    made.set_attn_implementation(NAME)
+    return Learner(made, LearnerSettings(**changes), Accelerator(cpu=True))
+
+
+def turn(ids, void, version):
+    n = len(ids)
+    return Turn((Message("user", "?"),), "x", (), (1, 2), ids, (-5.7,) * n, (version,) * n, void=void)
+
+
+@pytest.mark.parametrize("budget", [12, 8192])
+def test_the_norms_are_those_of_the_tokens_alone(budget):
+    task = TaskSpec.make("toy/Toy-v0", "1", "train", 0)
+    episodes = [
+        Episode(task, (turn((5, 6, 7), True, 3), turn((8, 9), False, 3)), "terminated"),
+        Episode(task, (turn((5, 6), False, 2), turn((8, 9, 10), False, 3)), "terminated"),
+    ]
+    data = [s for n, e in enumerate(episodes) for s in sequences_of(e, advantage=1.0 - 2.0 * n)]
+    weights = [0.1, 0.1]
+    ours = learner(token_budget=budget)
+    loss_of = loss_of_settings(RlSection())
+    before = [p.detach().clone() for p in ours.model.parameters()]
+    got = ours.gradient_norms(data, weights, loss_of, causes(3))
+    assert (
+        all(torch.equal(a, b) for a, b in zip(before, ours.model.parameters(), strict=True))
+        and ours.updates == 0
+    )
+    batch = make_batch(data, weights)
+    lp, _ = ours.logprobs(batch)
+    version = np.concatenate([s.version[s.action] for s in data])
+    masks = {
+        "all": [True] * 10,
+        "void": [True] * 3 + [False] * 7,
+        "stale": (version < 3).tolist(),
+        "unlikely": (lp.detach() < np.log(0.1)).tolist(),
+    }
+    assert sum(masks["stale"]) == 2 and set(got) == set(masks)
+    for name, mask in masks.items():
+        ours.model.zero_grad()
+        loss, _ = loss_of(batch, ours.logprobs(batch)[0])
+        (loss * batch.weight_N * torch.tensor(mask)).sum().backward()
+        want = torch.nn.utils.get_total_norm([p.grad for p in ours.model.parameters() if p.grad is not None])
+        assert got[name] == pytest.approx(float(want), rel=1e-4)
+    assert got["all"] == pytest.approx(ours.step(data, weights, loss_of, 0.0).grad_norm, rel=1e-5)
