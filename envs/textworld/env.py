@@ -51,8 +51,8 @@ class TextWorld(Environment):
     nb_rooms, nb_objects, quest_length (commands of the walkthrough): the size of a game. theme: `house` has rich
     English texts, `basic` short ones with names such as box4. admissible: whether each message lists the commands
     that would change the world now. max_turns: commands until the episode is cut. games: how many games each split
-    has, all made with the same settings (None for 2**31). slips: share of turns in which the oracle gives a random
-    command instead of the right one (for demonstrations that are not perfect).
+    has, all made with the same settings (None for 2**31). looks: share of turns in which the oracle only looks
+    around (for demonstrations by a player who takes his time).
     """
 
     version = "1"
@@ -61,18 +61,18 @@ class TextWorld(Environment):
     def __init__(
         self, nb_rooms: int = 2, nb_objects: int = 4, quest_length: int = 3, rewards: str = "sparse",
         admissible: bool = True, max_turns: int = 12, theme: str = "house", games: int | None = None,
-        slips: float = 0.0,
+        looks: float = 0.0,
     ) -> None:  # fmt: skip
         if rewards not in REWARDS:
             raise ValueError(f"unknown rewards {rewards!r}: take {', '.join(REWARDS)}")
-        if not 0 <= slips < 1:
-            raise ValueError(f"slips is a share of turns, at least 0 and less than 1, not {slips}")
+        if not 0 <= looks < 1:
+            raise ValueError(f"looks is a share of turns, at least 0 and less than 1, not {looks}")
         if games is not None:
             if games < 1:
                 raise ValueError(f"games is 1 or more, or None, not {games}")
             self.sizes = dict.fromkeys(self.sizes, games)
         self.settings = GameSettings(nb_rooms, nb_objects, quest_length, theme)
-        self.rewards, self.admissible, self.max_turns, self.slips = rewards, admissible, max_turns, slips
+        self.rewards, self.admissible, self.max_turns, self.looks = rewards, admissible, max_turns, looks
         self.game: textworld.Environment | None = None
 
     def reset(self) -> Observation:
@@ -125,8 +125,8 @@ class TextWorld(Environment):
         return self.command(action.text) is not None
 
     def oracle(self) -> str:
-        if self.slips and self.rng.random() < self.slips:
-            return self.random_action(self.rng)
+        if self.looks and self.rng.random() < self.looks:
+            return "look"
         return str(self.state["policy_commands"][0]) if self.state["policy_commands"] else "look"
 
     def random_action(self, rng: random.Random) -> str:
