@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from gymrl.cli import envs, episodes, evaluate, leaderboard, merge, report, train
+from gymrl.cli import envs, episodes, evaluate, leaderboard, merge, report, sandbox, train
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 
@@ -28,6 +28,7 @@ app.add_typer(envs.app, name="envs")
 app.add_typer(leaderboard.app, name="leaderboard")
 app.command("merge", help=merge.HELP)(merge.merge)
 app.command("report")(report.report)
+app.add_typer(sandbox.app, name="sandbox")
 app.command("episodes")(episodes.episodes)
 
 

@@ -48,6 +48,15 @@ PRCTL = (2, 3, 15, 16, 21, 23, 30, 39, 40, 0x53564D41)
 """Names, and questions about oneself."""
 IOCTL = (0x5401, 0x540F, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 """Questions to terminals (there are none), bytes ready, blocking, closing at exec."""
+ABOUT = (
+    "getpgid",
+    "getsid",
+    "sched_getaffinity",
+    "sched_getparam",
+    "sched_getscheduler",
+    "sched_rr_get_interval",
+)
+"""Questions about a process, by its id."""
 FCNTL = (8, 10, 15, 1031)
 """Owner, signal and owner again of a descriptor, size of a pipe."""
 
@@ -95,6 +104,8 @@ def policy(alone: bool, clone: Literal["allow", "deny", "ask"], shared_memory: b
         verdicts |= {
             "kill": (Check(0, (SELF,)),),
             "tgkill": (Check(0, (SELF,)),),
+            **dict.fromkeys(ABOUT, (Check(0, (0, SELF), otherwise=ERRNO | errno.ESRCH),)),
+            "getpriority": (Check(0, (0,)), Check(1, (0, SELF), otherwise=ERRNO | errno.ESRCH)),
             **dict.fromkeys(
                 numbers.numbers(numbers.MODES, column), ERRNO
             ),  # says that it was done; nothing is

@@ -1,0 +1,170 @@
+"""How fast the sandboxes are: ratios to `subprocess python3 -I -S` on this machine, measured side by side."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from gymrl.sandboxes import Sandbox, SandboxUnavailable, open_sandbox
+
+PROGRAM = "print(1 + 1)"
+BARE = [sys.executable, "-I", "-S", "-c", PROGRAM]
+Call = Callable[[], Awaitable[object]]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """ratio: to the subprocess, of the median latency (less is better) or of the executions/s (more is better)."""
+
+    name: str
+    measure: str
+    ratio: float
+    goal: str
+    value: float
+    """Milliseconds, or executions/s."""
+
+
+async def _process(command: list[str]) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    out, err = await process.communicate()
+    if process.returncode or out != b"2\n":
+        raise RuntimeError(f"{command[0]} failed: {err.decode()[-200:]}")
+
+
+async def _latencies(calls: dict[str, Call], rounds: int) -> dict[str, float]:
+    """Median seconds of each call, taken in turns so that all see the same machine."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds + 3):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            await call()
+            if number >= 3:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+async def _rates(calls: dict[str, Call], span: float, turns: int = 3) -> dict[str, float]:
+    """Median executions/s of each call with two at a time."""
+    rates: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(turns):
+        for name, call in calls.items():
+            start, done = time.perf_counter(), 0
+
+            async def work(call: Call = call, start: float = start) -> int:
+                count = 0
+                while time.perf_counter() - start < span:
+                    await call()
+                    count += 1
+                return count
+
+            done = sum(await asyncio.gather(work(), work()))
+            rates[name].append(done / (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in rates.items()}
+
+
+def _peers() -> dict[str, list[str]]:
+    """Other ways to run a program apart, where they are installed."""
+    peers = {}
+    if bwrap := shutil.which("bwrap"):
+        peers["bubblewrap"] = [bwrap, "--ro-bind", "/", "/", "--unshare-all", "--die-with-parent", *BARE]
+    return peers
+
+
+async def measure(rounds: int = 100, span: float = 1.0) -> list[Row]:
+    """The table, for what can be built here. Takes about half a minute."""
+    boxes: dict[str, Sandbox] = {}
+    for name in ("namespaces", "confined"):
+        try:
+            boxes[name] = await asyncio.to_thread(open_sandbox, name, workers=2)
+        except SandboxUnavailable as unavailable:
+            print(f"left out: {unavailable}", file=sys.stderr)
+    if not boxes:
+        raise SandboxUnavailable("there is nothing to measure: no sandbox that isolates can be built here")
+    first = next(iter(boxes.values()))
+    turn, checkpointed = await first.session(checkpoint=False), await first.session()
+    calls: dict[str, Call] = {"subprocess": lambda: _process(BARE)}
+    calls |= {name: (lambda box=box: box.run(PROGRAM)) for name, box in boxes.items()}
+    both = dict(calls)
+    both |= {
+        "session turn": lambda: turn.run("1 + 1"),
+        "checkpointed session turn": lambda: checkpointed.run("1 + 1"),
+    }
+    calls = dict(both)
+    calls |= {name: (lambda command=command: _process(command)) for name, command in _peers().items()}
+    try:
+        seconds = await _latencies(calls, rounds)
+        rates = await _rates(both, span)
+        rows = [
+            Row(
+                name,
+                "latency",
+                seconds[name] / seconds["subprocess"],
+                LATENCY.get(name, ""),
+                seconds[name] * 1e3,
+            )
+            for name in calls
+        ]
+        rows += [
+            Row(name, "executions/s", rates[name] / rates["subprocess"], RATE.get(name, ""), rates[name])
+            for name in both
+        ]
+        rows += await _preloaded(max(3, rounds // 10))
+    finally:
+        for session in (turn, checkpointed):
+            await session.close()
+        for box in boxes.values():
+            await box.close()
+    return rows
+
+
+async def _preloaded(rounds: int) -> list[Row]:
+    """sympy imported beforehand, against a fresh Python that imports it."""
+    code = "import sympy; print(sympy.Integer(1) + 1)"
+    try:
+        box = await asyncio.to_thread(open_sandbox, workers=1, preload=("sympy",))
+    except SandboxUnavailable as unavailable:
+        print(f"left out: {unavailable}", file=sys.stderr)
+        return []
+    bare: Call = lambda: _process([sys.executable, "-c", code])  # noqa: E731
+    try:
+        seconds = await _latencies({"bare": bare, "preloaded": lambda: box.run(code)}, rounds)
+    finally:
+        await box.close()
+    ratio = seconds["preloaded"] / seconds["bare"]
+    return [
+        Row(
+            "sympy preloaded",
+            "latency to subprocess + import sympy",
+            ratio,
+            "<= 0.1",
+            seconds["preloaded"] * 1e3,
+        )
+    ]
+
+
+LATENCY = {
+    "namespaces": "<= 0.6", "confined": "<= 0.6", "session turn": "<= 0.04", "checkpointed session turn": "<= 0.3",
+}  # fmt: skip
+RATE = {
+    "namespaces": ">= 1.8",
+    "confined": ">= 1.8",
+    "session turn": ">= 40",
+    "checkpointed session turn": ">= 3",
+}
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as a Markdown table."""
+    lines = ["| what | measure | ratio to subprocess | goal | here |", "|---|---|---|---|---|"]
+    for row in rows:
+        unit = "/s" if row.measure == "executions/s" else " ms"
+        lines.append(f"| {row.name} | {row.measure} | {row.ratio:.3g} | {row.goal} | {row.value:.4g}{unit} |")
+    return "\n".join(lines)
