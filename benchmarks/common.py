@@ -9,7 +9,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-for setting in ("OMP_WAIT_POLICY=passive", "TOKENIZERS_PARALLELISM=false"):  # as the `gymrl` command sets them
+for setting in (
+    "OMP_WAIT_POLICY=passive",
+    "TOKENIZERS_PARALLELISM=false",
+):  # as the `gymrl` command sets them
     os.environ.setdefault(*setting.split("="))
 
 import torch
