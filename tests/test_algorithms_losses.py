@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -137,6 +139,18 @@ def test_corrections_are_their_formulas(rows, level):
 
 def test_overlong_is_dapos_ramp():
     assert [overlong(n, 100, 20, 1.0) for n in (0, 80, 90, 100, 110)] == pytest.approx([0, 0, -0.5, -1, -1.5])
+
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "losses.json").read_text())
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["title"])
+def test_golden_vectors(case):
+    kinds = {"sequence_N": torch.int64, "desirable_S": torch.bool}
+    given_ = {name: torch.tensor(v, dtype=kinds.get(name, f64)) for name, v in case["tensors"].items()}
+    got = find(case["kind"], case["name"]).bind(case["settings"])(given_)
+    got = got[0] if isinstance(got, tuple) else got
+    torch.testing.assert_close(got, torch.tensor(case["want"], dtype=f64), atol=1e-9, rtol=1e-9)
 
 
 # -- the whole objective on a model ----------------------------------------------------------------
