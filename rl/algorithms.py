@@ -167,7 +167,13 @@ def _builtin() -> None:
     for package in ("advantages", "losses", "corrections", "preferences"):
         importlib.import_module(f"gymrl.rl.{package}")
     for point in entry_points(group=GROUP):
-        point.load()
+        try:
+            point.load()
+        except Exception as error:
+            raise AlgorithmFault(
+                f"the algorithms of an installed package ({point.name} = {point.value}) cannot be imported "
+                f"({type(error).__name__}: {error}): mend or uninstall it"
+            ) from error
 
 
 @cache

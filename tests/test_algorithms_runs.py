@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from statistics import fmean
 
@@ -14,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from gymrl.envs import Action, Environment, register
+from gymrl.rl import algorithms as algorithms_module
 from gymrl.rl.folder import RunFault, RunFolder
 from gymrl.rl.recipes import RecipeError, algorithms, dump, load, parse
 from gymrl.rl.run import train
@@ -200,6 +202,21 @@ def test_a_run_that_cannot_train_stops_with_a_checkpoint_and_says_why(tmp_path, 
     assert summary["skipped"] == {"the gradient's norm": 3}
 
 
+def test_preferences_are_learnt_from_a_file_too(tmp_path):
+    small = [*SMALL, *GUESS, "algo=dpo"]
+    assert train("quickstart", small, None, tmp_path / "sampled") == 0
+    file = tmp_path / "sampled" / "episodes" / "preference" / "000000.jsonl"
+    assert train("quickstart", [*small, f"preference.data={file}"], None, tmp_path / "read") == 0
+    one, two = (rows(tmp_path / name, "preference") for name in ("sampled", "read"))
+    # The same episodes, the same SFT start: the same steps, but for what only a round that samples reports.
+    assert [row["loss"] for row in one] == [row["loss"] for row in two] and one[0]["pairs"] > 0
+    assert not (tmp_path / "read" / "episodes" / "preference").exists()
+    with pytest.raises(RecipeError, match="no such file"):
+        load("quickstart", ["algo=dpo", "preference.data=nowhere.jsonl"])
+    with pytest.raises(RecipeError, match="leave one of them out"):
+        load("quickstart", ["algo=online-dpo", f"preference.data={file}"])
+
+
 OWN = '''
 import torch
 from gymrl.rl.algorithms import advantage
@@ -210,6 +227,23 @@ def best_of(rewards_PG, counted_PG, *, scale: float = 1.0):
     """The best episode of each group, and nothing else."""
     return scale * (rewards_PG == rewards_PG.max(1, keepdim=True).values).double()
 '''
+
+
+def test_algorithms_of_an_installed_package_are_known_by_name(tmp_path, monkeypatch):
+    (tmp_path / "acme_algorithms.py").write_text(OWN.replace("best-of", "acme-best"))
+    (tmp_path / "acme_broken.py").write_text("import nothing_of_this_name")
+    monkeypatch.syspath_prepend(tmp_path)
+    good = EntryPoint("acme", "acme_algorithms", algorithms_module.GROUP)
+    monkeypatch.setattr(algorithms_module, "entry_points", lambda group: [good])
+    algorithms_module._builtin.cache_clear()
+    assert load("quickstart", ["rl.advantage=acme-best"]).rl.advantage.name == "acme-best"
+    bad = EntryPoint("acme", "acme_broken", algorithms_module.GROUP)
+    monkeypatch.setattr(algorithms_module, "entry_points", lambda group: [bad])
+    algorithms_module._builtin.cache_clear()
+    with pytest.raises(RecipeError, match="acme_broken"):
+        load("quickstart", ["rl.advantage=rloo"])
+    monkeypatch.undo()
+    algorithms_module._builtin.cache_clear()
 
 
 def test_a_users_own_file_is_an_algorithm(tmp_path):
