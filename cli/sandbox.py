@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Check, use and measure the sandboxes.", no_args_is_help=True, rich_markup_mode=None)
 
-Backend = Annotated[str, typer.Option(help="auto, namespaces, confined or none.")]
+Backend = Annotated[str, typer.Option(help="auto, namespaces, confined, docker or none.")]
 
 
 @app.command()
@@ -33,7 +33,7 @@ async def _check(backend: str, only: str) -> int:
     if backend == "none":
         raise ValueError(
             "the sandbox 'none' stops nothing: the attacks would be carried out on this machine; "
-            "check auto, namespaces or confined"
+            "check auto, namespaces, confined or docker"
         )
     attacks = [attack for attack in ATTACKS if only in f"{attack.group}: {attack.name}"]
     if not attacks:
@@ -90,3 +90,16 @@ def bench(
     from gymrl.sandboxes.bench import measure, table
 
     print(table(asyncio.run(measure(rounds))))
+
+
+@app.command()
+def image() -> None:
+    """Make the docker sandbox's image from this machine's Python, where no registry is in reach; print its name."""
+    from gymrl.sandboxes.container import connect
+    from gymrl.sandboxes.image import ensure_image
+
+    client = connect()
+    try:
+        print(ensure_image(client))
+    finally:
+        client.close()

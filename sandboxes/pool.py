@@ -75,10 +75,16 @@ class PoolSandbox(Sandbox):
             try:
                 worker = self._idle.get_nowait()
             except queue.Empty:
-                return self.open_worker()
+                return self._fresh()
             if worker.alive:
                 return worker
             worker.close()
+
+    def _fresh(self) -> Worker:
+        try:
+            return self.open_worker()
+        except SandboxUnavailable as error:  # it could be built before: to the caller this is a failure
+            raise SandboxFault(str(error)) from error
 
     def _give(self, worker: Worker) -> None:
         if self._closed or not worker.alive:
@@ -91,7 +97,7 @@ class PoolSandbox(Sandbox):
         from gymrl.sandboxes.session import PoolSession
 
         self._pool()
-        return PoolSession(self.open_worker, self.backend, checkpoint)
+        return PoolSession(self._fresh, self.backend, checkpoint)
 
     async def close(self) -> None:
         """End the workers once the runs in flight are over. Sessions are closed by whoever opened them."""

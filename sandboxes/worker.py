@@ -16,7 +16,7 @@ import time
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from gymrl.sandboxes.base import KilledBy, Limits, SandboxFault, SandboxUnavailable
 from gymrl.sandboxes.inside import protocol
@@ -113,6 +113,12 @@ class Worker:
     preload: modules that it imports before any program, from the folders `packages`. Raises SandboxUnavailable if it
     cannot be started.
     """
+
+    process: Any
+    """The worker's process, or what looks like one."""
+    log: IO[bytes]
+    folder: str
+    _finalizer: weakref.finalize[..., Any]
 
     def __init__(self, tier: str, preload: tuple[str, ...] = (), packages: tuple[str, ...] = ()) -> None:
         if not sys.platform.startswith("linux"):

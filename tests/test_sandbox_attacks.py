@@ -34,11 +34,15 @@ def site() -> Iterator[Site]:
         yield site
 
 
-@pytest.mark.parametrize("backend", ["namespaces", "confined"])
+@pytest.mark.parametrize("backend", ["namespaces", "confined", "docker"])
 @pytest.mark.parametrize(
     "attack", ATTACKS, ids=lambda attack: f"{attack.group}-{attack.name}".replace(" ", "_")
 )
-def test_an_attack_is_stopped(attack: Attack, backend: str, site: Site) -> None:
+def test_an_attack_is_stopped(
+    attack: Attack, backend: str, site: Site, request: pytest.FixtureRequest
+) -> None:
+    if backend == "docker":
+        request.getfixturevalue("docker_engine")
     try:
         box = shared_sandbox(backend)
     except SandboxUnavailable as unavailable:

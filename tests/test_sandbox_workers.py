@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import re
+import resource
 import select
 import signal
 import subprocess
@@ -16,10 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from gymrl.sandboxes import BACKENDS, Limits, SandboxFault, SandboxUnavailable, open_sandbox
+from gymrl.sandboxes import Limits, SandboxFault, SandboxUnavailable, open_sandbox
 from gymrl.sandboxes.inside import protocol
 from gymrl.sandboxes.pool import PoolSandbox
 from gymrl.sandboxes.worker import Worker
+
+BACKENDS = ("namespaces", "confined", "none")
+"""Those without containers, which test_sandbox_docker looks at."""
 
 
 def opened(backend: str, workers: int = 1) -> PoolSandbox:
@@ -48,6 +52,19 @@ def below(pid: int) -> list[int]:
                 found += map(int, children.read_text().split())
             except OSError:
                 continue
+    return found
+
+
+def workers_of(box: PoolSandbox) -> list[int]:
+    """The pool's worker processes, those at work included."""
+    name = "inside/start.py"
+    found = []
+    for pid in below(os.getpid()):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] == str(os.getpid()) and (
+                name in Path(f"/proc/{pid}/cmdline").read_text()
+            ):
+                found.append(pid)
     return found
 
 
@@ -242,7 +259,9 @@ async def test_a_forked_copy_of_the_sandbox_works() -> None:
 
 
 def test_what_cannot_be_had_is_told_with_its_mend(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="unknown sandbox 'jail': take auto, namespaces, confined, none"):
+    with pytest.raises(
+        ValueError, match="unknown sandbox 'jail': take auto, namespaces, confined, docker, none"
+    ):
         open_sandbox("jail")
     with pytest.raises(SandboxUnavailable, match="pip install nosuchmodule"):
         open_sandbox("none", preload=("nosuchmodule",))
@@ -298,3 +317,42 @@ async def test_preloaded_packages_are_there_and_others_are_not_imported(backend:
     box = open_sandbox(backend, workers=1)
     assert "ModuleNotFoundError" in (await box.run("import numpy")).stderr
     await box.close()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+async def test_a_soak_with_faults_leaves_nothing(backend: str) -> None:
+    """Of so many runs one in twenty loses its worker. GYMRL_SOAK=10000 runs more of them."""
+    total = int(os.environ.get("GYMRL_SOAK", "100"))
+    before = left_behind()
+    box = opened(backend, workers=2)
+    await asyncio.gather(*(box.run("pass") for _ in range(20)))
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    wrong: list[object] = []
+    faults = 0
+
+    async def lane(first: int) -> None:
+        nonlocal faults
+        for number in range(first, total, 2):
+            faulty = number % 20 == 0
+            pause = "import time; time.sleep(0.2)" if faulty else ""
+            call = asyncio.create_task(
+                box.run(f"{pause}\ndata = bytearray(2**20); open('f', 'wb').write(data); print({number})")
+            )
+            if faulty:
+                await asyncio.sleep(0.1)
+                for worker in workers_of(box):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(worker, signal.SIGKILL)
+            try:
+                result = await call
+                if result.stdout != f"{number}\n":
+                    wrong.append(result)
+            except SandboxFault:
+                faults += 1
+
+    await asyncio.gather(lane(0), lane(1))
+    await box.close()
+    assert wrong == [] and 0 < faults <= total // 5
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) * 1024
+    assert grown < 2**26, grown
+    assert await until(lambda: left_behind() <= before), left_behind() - before

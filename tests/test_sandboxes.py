@@ -27,6 +27,8 @@ from gymrl.sandboxes import (
 
 @pytest.fixture(params=BACKENDS)
 def sandbox(request: pytest.FixtureRequest) -> Sandbox:
+    if request.param == "docker":
+        request.getfixturevalue("docker_engine")
     try:
         return shared_sandbox(request.param)
     except SandboxUnavailable as unavailable:

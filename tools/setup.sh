@@ -76,8 +76,12 @@ install_base() {
 
 install_test() {
     stamped test && return
-    local extras=dev,textworld,reasoning-gym,parquet links=()
+    local extras=dev,textworld,reasoning-gym,parquet,docker links=()
     command -v cc > /dev/null || command -v gcc > /dev/null || debian "TextWorld's interpreter, which is compiled," gcc libc6-dev
+    if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null && ! PATH=$PATH:/usr/sbin command -v dockerd > /dev/null; then
+        # The docker sandbox is tested against an engine of the tests' own; without one they are skipped.
+        (debian "tests of the docker sandbox" docker.io) || say "Docker is left out, and with it the tests that need it."
+    fi
     case $("$VENV/bin/python" -c 'import torch; print(torch.__version__, torch.cuda.is_available())') in
         *+cpu*)
             "$VENV/bin/python" tools/standins.py build/standins > /dev/null

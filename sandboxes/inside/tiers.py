@@ -85,13 +85,13 @@ class Tier:
 
     def filled(self, watch: Watch, pids: list[int]) -> int:
         """Bytes in the folders, where no file system of their own bounds them."""
-        if self.alone:
+        if self.name == "namespaces":
             return 0
         return folder_size(self.work) + folder_size(self.temporary) + watch.open_files(pids)
 
     def confinement(self, memory: int, file_size: int, processes: int, cpu: int, keeps: int) -> Confinement:
         """keeps: how many processes of the worker and of checkpoints count beside the program's own."""
-        counted = self.alone or self.user is not None
+        counted = self.name == "namespaces" or self.user is not None
         return Confinement(
             self.user, self.rules, self.filters.get(keeps > 0, b""), keeps > 0, not self.alone, self.size + memory,
             file_size, processes + keeps + 3 if counted else None, cpu,
@@ -107,7 +107,10 @@ def enter(config: dict[str, Any]) -> Tier:
         inside = jail.enter(readable)
         tier = Tier(name, folder, True, inside.proc, inside.user, ["/"], abi)
     elif name == "docker":
-        tier = Tier(name, folder, True, _proc(), None, ["/"], _landlock(required=False))
+        closed = {"proc", "sys", "dev", "run", "gymrl", "work", "tmp"}
+        readable = [f"/{entry}" for entry in sorted(set(os.listdir("/")) - closed)]
+        sc.prctl(sc.PR_SET_DUMPABLE, 0)  # programs have the same user: none may look into this process
+        tier = Tier(name, folder, True, _proc(), None, readable, _landlock(required=False))
     elif name == "confined":
         tier = Tier(
             name, folder, False, _proc(), _stranger(folder, readable), readable, _landlock(required=True)

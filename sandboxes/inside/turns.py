@@ -51,6 +51,7 @@ class Turns:
         self.asking: list[Questions] = []
         self.first: Request | None = None
         self.made = 0
+        self.untidy = False
 
     def carry_out(self, request: Request) -> tuple[Outcome, bytes]:
         """Any request but for a program to run; what came of it, and the nonce."""
@@ -100,7 +101,7 @@ class Turns:
             self.current = runs
             if checkpoint:
                 base.channel.close()
-            self.end()
+            self.untidy = True  # the caller need not wait for that
             return reply, nonce
         if reply is not None:
             cause, status = reply.cause, reply.status
@@ -251,8 +252,14 @@ class Turns:
         for path, tree in zip((self.tier.work, self.tier.temporary), held.files, strict=True):
             files.put(path, tree, self.tier.own)
 
+    def tidy(self) -> None:
+        """What is left to do of a turn that went well, once its outcome is sent."""
+        if self.untidy:
+            self.end()
+
     def end(self) -> None:
         """End every process but those that hold a state."""
+        self.untidy = False
         kept = [*self.snapshots.values(), *([self.current] if self.current is not None else [])]
         self.watch.end({held.pid for held in kept})
 

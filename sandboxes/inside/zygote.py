@@ -234,3 +234,4 @@ class Zygote:
                 start = time.monotonic()
                 outcome, nonce = turns.carry_out(request)
                 self.answer(outcome, nonce, start)
+                turns.tidy()

@@ -1,0 +1,122 @@
+"""The docker sandbox's containers: hardened, replaced when they die, removed when nobody owns them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from gymrl.sandboxes import SandboxFault, SandboxUnavailable, open_sandbox
+from gymrl.sandboxes.container import LABEL, DockerSandbox, connect, owner, sweep
+
+
+@pytest.fixture
+def client(docker_engine: str) -> Iterator[Any]:
+    client = connect()
+    yield client
+    client.close()
+
+
+def opened(workers: int = 1) -> DockerSandbox:
+    box = open_sandbox("docker", workers=workers)
+    assert isinstance(box, DockerSandbox)
+    return box
+
+
+def containers(client: Any, of: str) -> list[Any]:
+    found = client.containers.list(all=True, filters={"label": f"{LABEL}={of}"}, ignore_removed=True)
+    return list(found)
+
+
+async def test_a_container_is_hardened(client: Any) -> None:
+    before = {container.id for container in containers(client, owner())}
+    box = opened()
+    [container] = [c for c in containers(client, owner()) if c.id not in before]
+    host = container.attrs["HostConfig"] if "ReadonlyRootfs" in container.attrs["HostConfig"] else {}
+    container.reload()
+    host = container.attrs["HostConfig"]
+    assert host["NetworkMode"] == "none" and host["ReadonlyRootfs"] and host["CapDrop"] == ["ALL"]
+    assert not host["Privileged"] and host["Memory"] > 0 and host["PidsLimit"] > 0
+    assert (
+        "no-new-privileges:true" in host["SecurityOpt"] and container.attrs["Config"]["User"] == "65534:65534"
+    )
+    seen = await box.run("import os; print(os.getuid(), os.environ, os.access('/', os.W_OK))")
+    assert seen.stdout.startswith("65534 environ({'HOME': '/work'") and seen.stdout.endswith("False\n")
+    await box.close()
+    assert {container.id for container in containers(client, owner())} <= before
+
+
+async def test_a_container_that_is_killed_is_a_fault_and_is_replaced(client: Any) -> None:
+    box = opened()
+    [worker] = box._idle.queue
+    call = asyncio.create_task(box.run("import time; time.sleep(20)", timeout=30))
+    await asyncio.sleep(0.3)
+    await asyncio.to_thread(worker.container.kill)  # type: ignore[attr-defined]
+    with pytest.raises(SandboxFault, match="died"):
+        await call
+    assert (await box.run("print('next')")).stdout == "next\n"
+    session = await box.session()
+    await session.run("x = 1")
+    await asyncio.to_thread(session._worker.container.remove, force=True)  # type: ignore[attr-defined]
+    with pytest.raises(SandboxFault, match="died"):
+        await session.run("x")
+    assert (await session.run("'x' in globals()")).value == "False"
+    await session.close()
+    await box.close()
+
+
+async def test_a_container_is_replaced_after_many_uses(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gymrl.sandboxes.container.USES", 2)
+    box = opened()
+    [first] = box._idle.queue
+    for i in range(3):
+        assert (await box.run(f"print({i})")).stdout == f"{i}\n"
+    [last] = box._idle.queue
+    assert last is not first and not first.alive
+    await box.close()
+
+
+def test_containers_of_a_killed_caller_are_swept(client: Any) -> None:
+    script = """
+        import asyncio, os, signal
+        from gymrl.sandboxes import open_sandbox
+        from gymrl.sandboxes.container import owner
+        box = open_sandbox("docker", workers=1)
+        print(owner(), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True)
+    [who] = done.stdout.split()
+    assert len(containers(client, who)) == 1
+    assert sweep(client) >= 1
+    assert containers(client, who) == []
+    assert all(c.labels[LABEL] == owner() for c in containers(client, owner()))
+
+
+async def test_an_engine_that_is_gone_is_a_fault(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = opened()
+    [worker] = box._idle.queue
+    with monkeypatch.context() as gone:
+        gone.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
+        assert (await box.run("print('still')")).stdout == "still\n"
+        os.kill(worker.process.pid, 9)
+        with contextlib.suppress(SandboxFault):
+            await box.run("pass")
+        with pytest.raises(SandboxFault, match="no Docker engine answers"):
+            await box.run("pass")
+        with pytest.raises(SandboxUnavailable, match="start a Docker engine"):
+            opened()
+    assert (await box.run("print('again')")).stdout == "again\n"
+    await box.close()
+
+
+def test_a_missing_image_is_told_with_its_mend(client: Any) -> None:
+    with pytest.raises(SandboxUnavailable, match="there is no image 'nosuchimage:1': docker pull it"):
+        open_sandbox("docker", image="nosuchimage:1")
