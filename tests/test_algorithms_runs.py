@@ -3,6 +3,7 @@ state of its own; and combinations that make no sense are refused."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import sys
@@ -200,6 +201,26 @@ def test_a_run_that_cannot_train_stops_with_a_checkpoint_and_says_why(tmp_path, 
     assert (tmp_path / "run" / "checkpoints" / f"rl-step-{len(found):06d}").is_dir()
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["skipped"] == {"the gradient's norm": 3}
+
+
+def test_stages_are_one_recipe_each_starting_from_the_last(tmp_path):
+    staged = ['stages=["sft", "rft", "rl", "preference", "es"]', 'rl.kl={ref="start"}', "rl.lr=1e-3"]
+    assert train("quickstart", [*SMALL, *GUESS, *staged], None, tmp_path / "run") == 0
+    names = ["base", "sft", "rft", "rl", "preference", "es"]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert [stage["name"] for stage in summary["stages"]] == names
+    folders = [weights(tmp_path / "run" / "checkpoints" / name) for name in names]
+    changes = [max((b[key] - a[key]).abs().max().item() for key in a) for a, b in itertools.pairwise(folders)]
+    assert (
+        all(change > 0 for change in changes) and changes[1] < 0.1
+    )  # a few small steps on from the last stage
+    first = rows(tmp_path / "run")[0]
+    assert first["kl"] == pytest.approx(
+        0, abs=1e-6
+    )  # the reference is what the RL stage began with, not the base
+    assert (tmp_path / "run" / "report.html").exists()
+    policy = weights(tmp_path / "run" / "policy")
+    assert all(torch.equal(policy[key], folders[-1][key]) for key in policy)
 
 
 def test_preferences_are_learnt_from_a_file_too(tmp_path):
