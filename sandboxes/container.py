@@ -54,6 +54,10 @@ class DockerSandbox(PoolSandbox):
     def open_worker(self) -> Worker:
         return ContainerWorker(self.image, self.preload)
 
+    def containers(self) -> list[str]:
+        """Ids of the containers that wait for a run."""
+        return [worker.container.id for worker in self._idle.queue if isinstance(worker, ContainerWorker)]
+
     def _give(self, worker: Worker) -> None:
         assert isinstance(worker, ContainerWorker)
         worker.uses += 1

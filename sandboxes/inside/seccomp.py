@@ -121,20 +121,12 @@ def compiled(rules: Policy) -> bytes:
         value for name, value in vars(numbers).items() if name.isupper() and isinstance(value, str)
     )
     number = numbers.numbers(every, column)
-    known = sorted((number[name], verdict) for name, verdict in rules.verdicts.items() if name in number)
-    edges: list[tuple[int, int | tuple[Check, ...]]] = [(0, rules.otherwise)]
-    for value, verdict in [*known, (UNKNOWN, rules.otherwise)]:
-        beyond = ERRNO | errno.ENOSYS if value >= UNKNOWN else rules.otherwise
-        if value == UNKNOWN and any(n == UNKNOWN for n, _ in known):
-            continue
-        edges += [(value, verdict), (value + 1, beyond)]
-    merged = dict(
-        sorted(edges, key=lambda edge: edge[0])
-    )  # a call's own verdict follows the end of the one before
+    known = {number[name]: verdict for name, verdict in rules.verdicts.items() if name in number}
     ranges: list[tuple[int, int | tuple[Check, ...]]] = []
-    for start, verdict in merged.items():
+    for value in range(max(UNKNOWN, *known) + 2):
+        verdict = known.get(value, rules.otherwise if value < UNKNOWN else ERRNO | errno.ENOSYS)
         if not ranges or ranges[-1][1] != verdict:
-            ranges.append((start, verdict))
+            ranges.append((value, verdict))
     ranges.append((0x40000000, ERRNO | errno.ENOSYS))  # x32, and nonsense
     program: list[Instruction] = [
         (LOAD, 0, 0, 4), (JEQ, 1, 0, audit), (RETURN, 0, 0, KILL), (LOAD, 0, 0, 0), *_tree(ranges),
