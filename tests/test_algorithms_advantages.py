@@ -236,7 +236,7 @@ def test_reinforce_pp_is_its_formula(batch, gamma):
 
 
 def reference_gae(rewards, values, mask, bootstrap, gamma, lam):
-    """The recursion as algorithms.md writes it, on one row."""
+    """The recursion, on one row."""
     next_v, last = bootstrap, 0.0
     found = [0.0] * len(values)
     for t in reversed(range(len(values))):
