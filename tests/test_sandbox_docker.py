@@ -15,6 +15,8 @@ import pytest
 
 from gymrl.sandboxes import SandboxFault, SandboxUnavailable, open_sandbox
 from gymrl.sandboxes.container import LABEL, DockerSandbox, connect, owner, sweep
+from gymrl.sandboxes.image import ensure_image
+from gymrl.sandboxes.worker import HOUSE
 
 
 @pytest.fixture
@@ -120,3 +122,36 @@ async def test_an_engine_that_is_gone_is_a_fault(client: Any, monkeypatch: pytes
 def test_a_missing_image_is_told_with_its_mend(client: Any) -> None:
     with pytest.raises(SandboxUnavailable, match="there is no image 'nosuchimage:1': docker pull it"):
         open_sandbox("docker", image="nosuchimage:1")
+
+
+@pytest.mark.parametrize("user", ["0", "1000"])
+def test_in_a_default_container_programs_are_confined(client: Any, user: str) -> None:
+    """No namespaces may be made there, so `auto` takes the next best, which holds as it does elsewhere."""
+    script = """
+        import asyncio
+        from gymrl.sandboxes import open_sandbox
+        from gymrl.sandboxes.attacks import ATTACKS, check
+        async def main():
+            box = open_sandbox(workers=1)
+            chosen = [attack for attack in ATTACKS if attack.group in ("theft", "writing", "deceit")]
+            async for verdict in check(box, chosen):
+                if not verdict.stopped:
+                    print(verdict.attack.name, verdict.how)
+            result = await box.run("print(1 + 1)")
+            print(result.backend, result.stdout.strip())
+            await box.close()
+        asyncio.run(main())
+    """
+    docker = pytest.importorskip("docker")
+    try:
+        said = client.containers.run(
+            ensure_image(client), ["python3", "-B", "-c", textwrap.dedent(script)], user=user, remove=True,
+            network_mode="none", environment={"PYTHONPATH": "/house"}, working_dir="/tmp",
+            volumes={str(HOUSE): {"bind": "/house/gymrl/sandboxes", "mode": "ro"}},
+        )  # fmt: skip
+    except docker.errors.ContainerError as error:
+        if "landlock: " in str(error):
+            pytest.skip("this engine's own seccomp profile forbids Landlock")
+        raise
+    lines = said.decode().splitlines()
+    assert lines == ["find out whether a file exists GOT stat works", "confined 2"]

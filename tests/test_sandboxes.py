@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import subprocess
 import sys
@@ -377,3 +378,39 @@ async def test_sessions_share_nothing(sandbox: Sandbox) -> None:
     finally:
         for session in sessions:
             await session.close()
+
+
+TAMPERING = [
+    "import os; os.kill(-1, 9)",
+    "import os; os.closerange(3, 100)",
+    "import os\nfor _ in range(50): os.write(3, b'd' * 13)",
+    "import os\nos.write(3, b'd' + bytes(12) + b'x' * 100)\nwhile True: pass",
+    "import sys\nsys._getframe(1).f_globals.clear()",
+    "import builtins\nbuiltins.__dict__.clear()",
+    "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\nx = 3",
+    "import os\nfor pid in range(1, 300):\n    try: os.kill(pid, 9)\n    except OSError: pass",
+]
+
+
+@pytest.mark.parametrize("code", TAMPERING)
+@pytest.mark.parametrize("backend", ["namespaces", "confined"])
+async def test_a_session_that_is_tampered_with_goes_on_or_starts_afresh(backend: str, code: str) -> None:
+    """Whatever a program does to its own session, the calls come back and others are not touched."""
+    try:
+        sandbox = shared_sandbox(backend)
+    except SandboxUnavailable as unavailable:
+        pytest.skip(str(unavailable))
+    other, session = await sandbox.session(), await sandbox.session()
+    try:
+        await other.run("y = 7")
+        await session.run("x = 1")
+        for _ in range(2):
+            with contextlib.suppress(SandboxFault):
+                await asyncio.wait_for(session.run(code, 2.0), 60)
+        with contextlib.suppress(SandboxFault):
+            await session.reset()
+        assert (await session.run("1 + 1")).value == "2"
+        assert (await other.run("y")).value == "7"
+    finally:
+        await session.close()
+        await other.close()

@@ -22,7 +22,7 @@ from gymrl.sandboxes.inside.zygote import Outcome, Request, Zygote
 
 MOST = 64
 """Snapshots of one session."""
-PATIENCE = 10.0
+PATIENCE = 5.0
 """Seconds that a process may take to fork itself."""
 
 
