@@ -42,12 +42,14 @@ async def _process(command: list[str]) -> None:
 
 
 async def _latencies(calls: dict[str, Call], rounds: int) -> dict[str, float]:
-    """Median seconds of each call, taken in turns so that all see the same machine."""
+    """Median seconds of each call, taken in turns so that all see the same machine; each is timed right after one more
+    of its kind, so that none finds the processor's caches filled by another."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 3):
         for name, call in calls.items():
             if name.startswith("docker ") and number % 10:  # far slower than the rest: a tenth will do
                 continue
+            await call()
             start = time.perf_counter()
             await call()
             if number >= 3 or name.startswith("docker "):
