@@ -214,7 +214,7 @@ class LearnerSection(Section):
         100.0, ge=0, description="times its usual norm at which a gradient is not taken; 0: never"
     )
     weight_decay: float = Field(0.0, ge=0)
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Literal["no", "bf16"] = "no"
     gradient_checkpointing: bool = False
     trainable: Literal["all", "half", "lisa"] = "all"
     redraw: int = Field(20, ge=1, description="updates after which half and lisa draw other parameters")
