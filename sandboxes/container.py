@@ -27,7 +27,9 @@ from gymrl.sandboxes.inside import numbers
 from gymrl.sandboxes.pool import PoolSandbox
 from gymrl.sandboxes.worker import HOUSE, START, Worker
 
-LABEL = "gymrl.sandbox"
+LABEL, FOLDER = "gymrl.sandbox", "gymrl.sandbox.folder"
+"""What a container says of its owner: the process, and the folder that is bound into it."""
+PREFIX = "gymrl-sandbox-"
 NOBODY = "65534:65534"
 USES = 2000
 """Runs after which a container is replaced."""
@@ -110,7 +112,7 @@ def _started(pid: int) -> str:
 
 
 def sweep(client: Any) -> int:
-    """Remove the containers of processes that are gone; how many."""
+    """Remove the containers of processes that are gone, with their folders; how many."""
     removed = 0
     for container in client.containers.list(all=True, filters={"label": LABEL}, ignore_removed=True):
         pid, _, started = container.labels[LABEL].partition(":")
@@ -118,6 +120,9 @@ def sweep(client: Any) -> int:
             with contextlib.suppress(Exception):
                 container.remove(force=True)
                 removed += 1
+            folder = container.labels.get(FOLDER, "")
+            if os.path.basename(folder).startswith(PREFIX):
+                shutil.rmtree(folder, ignore_errors=True)
     return removed
 
 
@@ -197,13 +202,13 @@ class ContainerWorker(Worker):
 
     def __init__(self, image: str, preload: tuple[str, ...] = ()) -> None:
         self.tier, self.owner, self.uses = "docker", os.getpid(), 0
-        self.folder = tempfile.mkdtemp(prefix="gymrl-sandbox-")
+        self.client = connect()
+        self.folder = tempfile.mkdtemp(prefix=PREFIX)
         door = Path(self.folder, "door")
         door.mkdir()
         door.chmod(0o777)  # inside a folder that is closed to others
         self.log = tempfile.TemporaryFile()  # noqa: SIM115  (closed by _end)
         self.control = socket.socket(socket.AF_UNIX)
-        self.client = connect()
         try:
             self.container = self._create(image, preload, door)
             self.container.start()
@@ -244,7 +249,7 @@ class ContainerWorker(Worker):
             ["python3", *flags, "/gymrl/inside/start.py", json.dumps(config)],
             entrypoint=[],
             environment={"PYTHONHASHSEED": "0", "PATH": "/usr/local/bin:/usr/bin:/bin"},
-            labels={LABEL: owner()},
+            labels={LABEL: owner(), FOLDER: self.folder},
             network_mode="none", ipc_mode="none", read_only=True, user=NOBODY, cap_drop=["ALL"],
             security_opt=["no-new-privileges:true", f"seccomp={profile()}"],
             mem_limit=4 * limits.memory, memswap_limit=4 * limits.memory, pids_limit=PROCESSES,

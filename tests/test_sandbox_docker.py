@@ -9,12 +9,13 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gymrl.sandboxes import SandboxFault, SandboxUnavailable, open_sandbox
-from gymrl.sandboxes.container import LABEL, DockerSandbox, connect, owner, sweep
+from gymrl.sandboxes.container import FOLDER, LABEL, DockerSandbox, connect, owner, sweep
 from gymrl.sandboxes.image import ensure_image
 from gymrl.sandboxes.worker import HOUSE
 
@@ -96,9 +97,11 @@ def test_containers_of_a_killed_caller_are_swept(client: Any) -> None:
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True)
     [who] = done.stdout.split()
-    assert len(containers(client, who)) == 1
+    [orphan] = containers(client, who)
+    folder = Path(orphan.labels[FOLDER])
+    assert folder.exists()
     assert sweep(client) >= 1
-    assert containers(client, who) == []
+    assert containers(client, who) == [] and not folder.exists()
     assert all(c.labels[LABEL] == owner() for c in containers(client, owner()))
 
 
