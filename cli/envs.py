@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,6 +92,8 @@ def play(env_id: EnvId, split: Split = "train", index: Index = 0, param: Params 
         handle, task = run(pool.open()), pool.task(split, index)
         observation, _ = run(handle.reset(task))
         total, turn = 0.0, 0
+        if sys.stdin.isatty():
+            typer.echo("(an empty line sends what you wrote, Ctrl-D leaves)")
         while True:
             _show(observation)
             text = _read()
@@ -143,7 +146,7 @@ def new(
     from gymrl.envs.scaffold import create_package
 
     made = create_package(name, folder)
-    typer.echo(f"made {made}: next, pip install -e {made} and then pytest {made}")
+    typer.echo(f"made {made}: next, pip install pytest -e {made} and then python -m pytest {made}")
 
 
 @contextmanager

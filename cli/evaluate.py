@@ -60,6 +60,8 @@ def evaluate(
 
     settings = RolloutSettings(concurrency=concurrency, deadline=deadline, max_turns=max_turns)
     pool = EnvPool(env, parameters(param))
+    if other := trained_otherwise(policy, env, pool.params):
+        typer.echo(f"gymrl: this policy's run had other parameters: {other}", err=True)
     tasks = [pool.task(split, index) for index in range(first, first + n)]
     jobs = ev.evaluation_jobs(tasks, samples, seed, greedy or temperature == 0)
     sampling = Sampling(temperature, top_p, top_k, max_tokens)
@@ -89,6 +91,32 @@ def evaluate(
         cause = next(iter(result.invalid))
         typer.echo(f"gymrl: no episode was valid; the first cause is {cause}", err=True)
         raise typer.Exit(1)
+
+
+def trained_otherwise(policy: str, env: str, params: dict[str, Any]) -> str:
+    """The options that give this environment the parameters of the run that the policy lies in, where they differ."""
+    import shlex
+    import tomllib
+
+    from gymrl.envs.registry import entry
+    from gymrl.envs.registry import parameters as parameters_of
+
+    found = entry(env)
+    known = parameters_of(found.cls())
+    defaults = {name: parameter.default for name, parameter in known.items()} | found.defaults
+    for run in list(Path(policy).parents)[:2]:
+        try:
+            trained = tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))["env"]
+            wanted = defaults | trained.get("params", {})
+            if trained["id"] != env:
+                return ""
+        except (OSError, ValueError, KeyError, TypeError):  # no run folder, or a broken one
+            continue
+        played = defaults | params
+        other = [(name, wanted[name]) for name in known if name in wanted and wanted[name] != played[name]]
+        texts = [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in other]
+        return " ".join(f"--param {shlex.quote(f'{name}={text}')}" for name, text in texts)
+    return ""
 
 
 def show(title: str, result: Evaluation, tokens_per_second: float) -> None:

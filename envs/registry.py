@@ -82,8 +82,13 @@ def entry(env_id: str) -> EnvEntry:
     entries = registered()
     if env_id in entries:
         return entries[env_id]
-    near = difflib.get_close_matches(env_id, entries, 1, 0.3)
-    hint = f"did you mean {near[0]!r}?" if near else "`gymrl envs list` shows what there is."
+    near = difflib.get_close_matches(env_id, entries, 1, 0.6)
+    hint = (
+        f"did you mean {near[0]!r}?"
+        if near
+        else "`gymrl envs list` shows what there is; one of your own is there once its package is installed "
+        "(pip install -e FOLDER)"
+    )
     raise UnknownEnvironment(f"unknown environment {env_id!r}: {hint}")
 
 
