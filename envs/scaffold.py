@@ -85,6 +85,7 @@ packages = ["@MODULE@"]
 
 [tool.pytest.ini_options]
 testpaths = ["tests"]
+pythonpath = ["."]
 """
 
 _README = """\
