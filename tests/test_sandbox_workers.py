@@ -69,7 +69,7 @@ def workers_of(box: PoolSandbox) -> list[int]:
 
 
 async def until(true: object) -> bool:
-    for _ in range(200):
+    for _ in range(600):
         if true():  # type: ignore[operator]
             return True
         await asyncio.sleep(0.05)
@@ -223,9 +223,15 @@ def test_workers_die_with_a_killed_caller(backend: str) -> None:
     )
     assert caller.stdout is not None
     worker, session, folder = caller.stdout.readline().split()
-    time.sleep(0.3)
-    pids = [*below(int(worker)), *below(int(session))]
-    assert all(map(alive, pids)) and len(pids) >= 4
+    pids: list[int] = []
+
+    def settled() -> bool:
+        """Two looks see the same four or more at work: what starts a worker or a run may end between them."""
+        nonlocal pids
+        before, pids = pids, [*filter(alive, below(int(worker))), *filter(alive, below(int(session)))]
+        return len(pids) >= 4 and pids == before
+
+    assert asyncio.run(until(settled))
     caller.kill()
     caller.wait()
     assert asyncio.run(until(lambda: not any(map(alive, pids)) and not Path(folder).exists()))
