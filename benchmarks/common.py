@@ -29,6 +29,7 @@ from gymrl.rl.learner import Learner, LearnerSettings
 from gymrl.rl.memory import keep_freed_memory
 from gymrl.rl.policy import load_renderer, start_policy
 from gymrl.rl.recipes import Recipe, load
+from gymrl.rl.recipes.models import TinySection
 from gymrl.rl.trainers.sft import sft_step
 
 
@@ -40,10 +41,8 @@ def quickstart(*overrides: str) -> Recipe:
 
 def warm_policy(recipe: Recipe, steps: int = 240) -> Path:
     """A policy that plays the quickstart after a minute or two of SFT, kept for the next benchmark."""
-    folder = (
-        Path(tempfile.gettempdir())
-        / f"gymrl-benchmark-policy-{steps}-{recipe.model.hidden}-{recipe.model.layers}"
-    )
+    tiny = recipe.model.tiny or TinySection()
+    folder = Path(tempfile.gettempdir()) / f"gymrl-benchmark-policy-{steps}-{tiny.hidden}-{tiny.layers}"
     if (folder / "done").exists():
         return folder
     print(f"warming up a policy: {steps} SFT steps ...", flush=True)

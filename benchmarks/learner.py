@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 from gymrl.rl.batches import TokenSequence, cut, make_batch
 from gymrl.rl.learner import Learner, LearnerSettings
 from gymrl.rl.losses.aggregation import token_weights
+from gymrl.rl.recipes.models import TinySection
 from gymrl.rl.tiny import make_model
 from gymrl.rl.trainers.online import _loss_of
 
@@ -52,7 +53,7 @@ def main() -> None:
     data = sequences(args.sequences)
     tokens = sum(s.tokens for s in data)
     weights = token_weights(torch.tensor([s.actions for s in data]), "token-mean").tolist()
-    m, budget = recipe.model, recipe.learner.token_budget
+    m, budget = recipe.model.tiny or TinySection(), recipe.learner.token_budget
 
     def model(attention: str):
         made = make_model(VOCAB, m.hidden, m.layers, m.heads, m.kv_heads)

@@ -11,6 +11,9 @@ VoidMode = Literal["keep", "end_episode", "mask_turn", "mask_episode", "drop_epi
 Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant"]
 """How the losses of single tokens become one number."""
 
+Decay = Literal["constant", "linear", "cosine"]
+"""What the learning rate does after its warm-up."""
+
 Level = Literal["token", "sequence"]
 """Whether a ratio of probabilities is taken of every token or of whole sequences."""
 

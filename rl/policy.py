@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from gymrl.agents.records import Episode
 from gymrl.agents.rendering import Renderer
-from gymrl.rl.recipes.models import Recipe
+from gymrl.rl.recipes.models import Recipe, TinySection
 from gymrl.rl.tiny import CHAT_TEMPLATE, make_model, make_tokenizer
 
 
@@ -20,8 +20,8 @@ def start_policy(recipe: Recipe, demonstrations: list[Episode], folder: Path) ->
     """Write the run's first policy to `folder`, model and tokenizer; returns it."""
     if recipe.model.path == "tiny":
         texts = [text for episode in demonstrations for text in conversation_texts(episode)]
-        tokenizer = make_tokenizer(texts, recipe.model.vocab)
-        m = recipe.model
+        m = recipe.model.tiny or TinySection()
+        tokenizer = make_tokenizer(texts, m.vocab)
         context = max(recipe.engine.max_context, 512)
         model = make_model(len(tokenizer), m.hidden, m.layers, m.heads, m.kv_heads, context, recipe.seed)
         model.save_pretrained(folder)

@@ -40,7 +40,7 @@ class Workshop:
         )  # fmt: skip
         self.rollouts = RolloutSettings(
             recipe.env.concurrency, recipe.engine.lockstep, recipe.env.deadline, recipe.env.max_turns,
-            recipe.rl.void == "end_episode",
+            recipe.rl.void.name == "end_episode",
         )  # fmt: skip
         self.base = folder.checkpoint_path("base")
         self.started = self.base
@@ -86,8 +86,8 @@ class Workshop:
         s = self.recipe.learner
         return LearnerSettings(
             s.token_budget, s.grad_clip, s.weight_decay, mixed_precision=s.mixed_precision,
-            gradient_checkpointing=s.gradient_checkpointing, spike=s.spike, trainable=s.trainable, redraw=s.redraw,
-            layers=s.layers, seed=self.recipe.seed,
+            gradient_checkpointing=s.gradient_checkpointing, spike=s.spike, trainable=s.trainable.name,
+            redraw=s.trainable.redraw, layers=s.trainable.layers, seed=self.recipe.seed,
         )  # fmt: skip
 
     def serve(self) -> None:

@@ -171,7 +171,7 @@ CASES = {
     },
     "gspo": {"loss": Part(name="gspo", low=0.5, high=0.5), "aggregation": "seq-mean-token-mean"},
     "cispo": {"loss": Part(name="cispo"), "aggregation": "seq-mean-token-sum"},
-    "reinforce": {"loss": Part(name="reinforce"), "aggregation": "constant", "aggregation_length": 7.0},
+    "reinforce": {"loss": Part(name="reinforce"), "aggregation": {"name": "constant", "length": 7.0}},
     "icepop": {"correction": Part(name="icepop")},
     "sequence tis": {"correction": Part(name="tis", level="sequence")},
 }
@@ -211,7 +211,7 @@ def test_gradients_of_the_objective_by_finite_differences(case):
     learner, settings = model(), settings_of(**CASES[case])
     data = sequences(np.random.default_rng(7))
     weights = token_weights(
-        torch.tensor([s.actions for s in data]), settings.aggregation, settings.aggregation_length
+        torch.tensor([s.actions for s in data]), settings.aggregation.name, settings.aggregation.length
     ).tolist()
     batch = make_batch(data, weights)
     # The same log-probabilities as a function of float64 logits: exact enough to differentiate numerically.
@@ -257,7 +257,7 @@ def test_observations_change_no_loss_term_but_through_the_context(case):
                 last = int(np.flatnonzero(s.action)[-1])
                 ids[last + 1 :] = rng.integers(0, VOCAB, s.tokens - last - 1)
                 given_.append(replace(s, ids=ids, **fill))
-        weights = token_weights(torch.tensor([s.actions for s in given_]), settings.aggregation, 7.0).tolist()
+        weights = token_weights(torch.tensor([s.actions for s in given_]), settings.aggregation.name, 7.0).tolist()
         done = learner.step(given_, weights, loss_of_settings(settings), 1e-3)
         results.append((done.loss, done.grad_norm, [p.detach().clone() for p in learner.model.parameters()]))
     assert results[0][:2] == results[1][:2] and results[0][1] > 0
@@ -269,7 +269,7 @@ def test_observations_change_no_loss_term_but_through_the_context(case):
 def test_no_aggregation_depends_on_the_cut(how, loss):
     rng = np.random.default_rng(5)
     data = sequences(rng, (9, 14, 6, 22, 30, 8))
-    settings = settings_of(loss=Part(name=loss), aggregation=how, aggregation_length=50.0)
+    settings = settings_of(loss=Part(name=loss), aggregation={"name": how, "length": 50.0})
     weights = token_weights(torch.tensor([s.actions for s in data]), how, 50.0).tolist()
     done = []
     for budget in (32, 8192):

@@ -49,8 +49,8 @@ class Guess(Environment):
 register("toy/Guess-v0", Guess)
 GUESS = ["env.id=toy/Guess-v0", "sft.steps=60", "sft.lr=5e-3"]
 SMALL = [
-    "model.hidden=32", "model.heads=2", "model.kv_heads=1", "model.layers=1", "sft.demonstrations=8",
-    "sft.steps=2", "sft.batch=4", "rl.steps=3", "rl.tasks=2", "rl.group=3", "rl.warmup=0", "eval.tasks=2",
+    "model.tiny={hidden=32, heads=2, kv_heads=1, layers=1}", "sft.demonstrations=8",
+    "sft.steps=2", "sft.batch=4", "rl.steps=3", "rl.tasks=2", "rl.group=3", "rl.schedule.warmup=0", "eval.tasks=2",
     "rft.rounds=2", "rft.steps=2", "rft.tasks=3", "preference.tasks=6", "preference.samples=4", "preference.steps=2",
     "es.steps=2", "es.population=3", "es.tasks=2", "es.sigma=0.05", "es.alpha=0.1",
     "sampling.max_tokens=6", "log.checkpoint_every=1", "log.trackers=[]", 'rl.void="keep"', "env.id=toy/Letters-v0",
@@ -156,8 +156,8 @@ REFUSED = [
     (["rl.critic={lr=1e-3}"], "uses no values"),
     (["algo=gigpo", "rl.credit=turn"], "is for advantages that compare"),
     (["algo=ppo", "rl.resample=1"], "learns from those too"),
-    (["rl.void_in_baseline=true"], "always count"),
-    (["rl.aggregation_length=3.0"], "divisor of rl.aggregation = 'constant'"),
+    (["rl.void.in_baseline=true"], "always count"),
+    (["rl.aggregation.length=3.0"], "divisor of rl.aggregation = 'constant'"),
     (["rl.loss.hihg=0.3"], "did you mean 'high'"),
     (["rl.loss=clpi"], "did you mean 'clip'"),
     (["rl.advantage.gamma=0.5"], "has no setting 'gamma'"),
@@ -187,7 +187,7 @@ def test_an_algorithm_lies_over_a_recipe_and_under_its_own_overrides(tmp_path):
     other = load(tmp_path / "run.toml", ["algo=drgrpo"])
     assert other.rl.critic is None and other.rl.advantage.name == "drgrpo"
     mine = parse({"name": "mine", "algo": "gspo", "rl": {"loss": {"name": "gspo", "low": 0.1}}})
-    assert mine.rl.loss.settings == {"low": 0.1} and mine.rl.aggregation == "seq-mean-token-mean"
+    assert mine.rl.loss.settings == {"low": 0.1} and mine.rl.aggregation.name == "seq-mean-token-mean"
     assert load("gspo").name == "gspo" and load("gspo").env == plain.env
 
 

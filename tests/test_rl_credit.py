@@ -231,7 +231,7 @@ def test_every_advantage_makes_a_step_and_good_episodes_likelier(name):
     ours = learner()
     critic = Critic(model(), CriticSettings(), Accelerator(cpu=True)) if "gae" in name else None
     section = RlSection(
-        advantage=Part(name=name), group=3, void="keep", lr=1e-3, warmup=0, correction=Part(name="none"),
+        advantage=Part(name=name), group=3, void="keep", lr=1e-3, schedule={"warmup": 0}, correction=Part(name="none"),
         critic=CriticSection() if critic else None,
     )  # fmt: skip
     groups = GROUPS
@@ -260,7 +260,7 @@ def test_nothing_to_learn_from_is_told():
 
 def test_rejected_sequences_leave_the_mask():
     ours = learner()
-    section = RlSection(correction=Part(name="reject", low=0.99, high=1.01), void="keep", warmup=0)
+    section = RlSection(correction=Part(name="reject", low=0.99, high=1.01), void="keep", schedule={"warmup": 0})
     assert (
         learn(ours, GROUPS, section, 1.0, 0)["rejected_tokens"] > 0 and ours.updates == 0
     )  # mu is nowhere near
@@ -269,7 +269,7 @@ def test_rejected_sequences_leave_the_mask():
 def test_stale_tokens_are_masked():
     ours = learner()
     ours.updates = 3
-    section = RlSection(max_staleness=2, void="keep", warmup=0)
+    section = RlSection(max_staleness=2, void="keep", schedule={"warmup": 0})
     learn(ours, GROUPS, section, 1.0, 0)
     assert "no token is left" in ours.troubles[0]
     assert learn(ours, GROUPS, replace_section(section, max_staleness=3), 1.0, 0)["actions"] > 0

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from gymrl.agents.ragged import NAME
 from gymrl.rl.batches import TokenSequence, make_batch
 from gymrl.rl.learner import Learner, LearnerSettings
-from gymrl.rl.recipes.models import RlSection, SftSection
+from gymrl.rl.recipes.models import RlSection, SftSection, TokensSection
 from gymrl.rl.tiny import make_model
 from gymrl.rl.trainers.sft import masked, prepared
 from gymrl.rl.trainers.update import _update
@@ -50,7 +50,7 @@ def test_the_loss_is_the_weighted_mean(dft, discount, budget):
         lp, turn = plain(ours, sequence), sequence.turn[sequence.action]
         weight = discount ** (turn.max() - turn) * (np.exp(lp) if dft else 1.0)
         top, bottom = top - float((weight * lp).sum()), bottom + float(weight.sum())
-    settings = SftSection(dft=dft, turn_discount=discount)
+    settings = SftSection(tokens=TokensSection(dft=dft, turn_discount=discount))
     sequences, weights, loss_of = prepared(ours, data, settings, 1.0, 0, 0)
     done = ours.step(sequences, weights, loss_of, 1e-3)
     assert done.loss == pytest.approx(top / bottom, rel=1e-5)
@@ -71,7 +71,7 @@ def test_masked_thought_hides_what_is_shown_and_not_what_is_to_be_said():
 
 def test_observations_of_demonstrations_carry_no_loss():
     ours, data = learner(), demonstrations()
-    sequences, weights, loss_of = prepared(ours, data, SftSection(turn_discount=0.5), 1.0, 0, 0)
+    sequences, weights, loss_of = prepared(ours, data, SftSection(tokens=TokensSection(turn_discount=0.5)), 1.0, 0, 0)
     batch = make_batch(sequences, weights)
     assert batch.actions == sum(int(s.action.sum()) for s in data)
     lp, _ = ours.logprobs(batch)
@@ -107,7 +107,7 @@ def test_sft_beside_rl_adds_its_mean_with_its_weight(updates):
 def test_the_learners_gradient_of_dft_is_that_of_fixed_weights():
     """The probabilities are not differentiated: the gradient is that of -sum(w lp) / sum(w) with w as numbers."""
     ours, data = learner(), demonstrations()
-    sequences, weights, loss_of = prepared(ours, data, SftSection(dft=True), 1.0, 0, 0)
+    sequences, weights, loss_of = prepared(ours, data, SftSection(tokens=TokensSection(dft=True)), 1.0, 0, 0)
     batch = make_batch(sequences, weights)
     lp, _ = ours.logprobs(batch)
     lp.retain_grad()

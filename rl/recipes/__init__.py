@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from gymrl.rl.recipes.checks import check
-from gymrl.rl.recipes.models import Part, Recipe
+from gymrl.rl.recipes.keys import Key, described, keys, named
+from gymrl.rl.recipes.models import Recipe
 
-__all__ = ["Recipe", "RecipeError", "algorithms", "dump", "keys", "load", "parse", "shipped"]
+__all__ = ["Key", "Recipe", "RecipeError", "algorithms", "described", "dump", "keys", "load", "parse", "shipped"]
 
 
 class RecipeError(ValueError):
@@ -94,7 +95,7 @@ def parse(data: dict[str, Any], overrides: Iterable[str] = ()) -> Recipe:
     return recipe
 
 
-ALGORITHM_KEYS = ("advantage", "credit", "loss", "aggregation", "aggregation_length", "critic")
+ALGORITHM_KEYS = ("advantage", "credit", "loss", "aggregation", "critic")
 """Keys of [rl] that an algorithm's recipe decides: laid over another one, those of the other are forgotten."""
 
 
@@ -133,20 +134,6 @@ def dump(recipe: Recipe) -> str:
     return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
 
 
-def keys(model: type[BaseModel] = Recipe, prefix: str = "") -> dict[str, Any]:
-    """Every dotted key of a recipe with its default."""
-    found: dict[str, Any] = {}
-    for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Part):
-            found[prefix + name] = field.default.name
-        elif isinstance(kind, type) and issubclass(kind, BaseModel):
-            found |= keys(kind, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = field.get_default(call_default_factory=True)
-    return found
-
-
 def _env_id(data: dict[str, Any]) -> Any:
     section = data.get("env")
     return (section if isinstance(section, dict) else {}).get("id", keys()["env.id"])
@@ -156,7 +143,7 @@ def _set(data: dict[str, Any], path: list[str], value: Any, override: str) -> No
     parts = keys()
     for depth, part in enumerate(path[:-1], 1):
         here = ".".join(path[:depth])
-        if here in _part_keys():  # a part may be named alone, or not at all: it then is the default one
+        if here in named():  # a part may be named alone, or not at all: it then is the default one
             known = data.get(part, parts[here])
             if isinstance(known, str):
                 data[part] = {"name": known}
@@ -166,18 +153,6 @@ def _set(data: dict[str, Any], path: list[str], value: Any, override: str) -> No
         if not isinstance(data, dict):
             raise RecipeError(f"{override!r}: {part!r} is a value, not a section")
     data[path[-1]] = value
-
-
-def _part_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> set[str]:
-    """The dotted keys that hold a part."""
-    found: set[str] = set()
-    for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Part):
-            found.add(prefix + name)
-        elif isinstance(kind, type) and issubclass(kind, BaseModel):
-            found |= _part_keys(kind, f"{prefix}{name}.")
-    return found
 
 
 def _value(text: str) -> Any:
@@ -192,9 +167,10 @@ def _explain(error: ValidationError) -> str:
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, keys(), 1, 0.4)
-            tail = difflib.get_close_matches(key.split(".")[-1], [k.split(".")[-1] for k in keys()], 1, 0.6)
-            same = [k for k in keys() if tail and k.split(".")[-1] == tail[0]]
+            every = [one.name for one in described()]
+            near = difflib.get_close_matches(key, every, 1, 0.4)
+            tail = difflib.get_close_matches(key.split(".")[-1], [k.split(".")[-1] for k in every], 1, 0.6)
+            same = [k for k in every if tail and k.split(".")[-1] == tail[0]]
             guess = near[0] if near else (same[0] if same else "")
             parts.append(f"unknown recipe key {key!r}" + (f": did you mean {guess!r}?" if guess else ""))
         else:

@@ -17,7 +17,7 @@ def check(recipe: Recipe) -> None:
     """Raise ValueError with the reason where the recipe's settings do not go together, or a part is not known."""
     if "rl" in recipe.stages:
         _rl(recipe)
-    if "preference" in recipe.stages:
+    if "preference" in recipe.stages and recipe.preference is not None:
         _preference(recipe.preference)
 
 
@@ -36,14 +36,14 @@ def _preference(p: PreferenceSection) -> None:
 
 def _rl(recipe: Recipe) -> None:
     rl = recipe.rl
-    if rl.void_in_baseline is not None and rl.void in ("keep", "end_episode"):
+    if rl.void.in_baseline is not None and rl.void.name in ("keep", "end_episode"):
         raise ValueError(
-            f"rl.void_in_baseline says nothing where rl.void = {rl.void!r}: such episodes always count; "
+            f"rl.void.in_baseline says nothing where rl.void = {rl.void.name!r}: such episodes always count; "
             "leave it out, or take mask_turn, mask_episode or drop_episode"
         )
-    if rl.aggregation_length != DEFAULTS.aggregation_length and rl.aggregation != "constant":
+    if rl.aggregation.length != DEFAULTS.aggregation.length and rl.aggregation.name != "constant":
         raise ValueError(
-            f"rl.aggregation_length is the divisor of rl.aggregation = 'constant', not of {rl.aggregation!r}"
+            f"rl.aggregation.length is the divisor of rl.aggregation = 'constant', not of {rl.aggregation.name!r}"
         )
     if rl.loss.name == "reinforce" and rl.updates > 1:
         raise ValueError(

@@ -6,11 +6,26 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from gymrl.rl.choices import Aggregation, VoidMode
+from gymrl.rl.choices import Aggregation, Decay, VoidMode
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Choice(Section):
+    """One of some names, with settings that go with it: `"constant"`, or `{ name = "constant", length = 4096 }`."""
+
+    name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return _named(value)
 
 
 class Part(BaseModel):
@@ -23,11 +38,47 @@ class Part(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _from_name(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
+        return _named(value)
 
     @property
     def settings(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
+
+
+class Void(Choice):
+    """What is done about void turns."""
+
+    name: VoidMode = "drop_episode"
+    in_baseline: bool | None = Field(None, description="whether such episodes count in the group's baseline")
+
+
+class Mean(Choice):
+    """How the losses of single tokens become one number."""
+
+    name: Aggregation = "token-mean"
+    length: float = Field(1.0, gt=0, description="divisor of constant")
+
+
+class Trainable(Choice):
+    """Which parameters are trained."""
+
+    name: Literal["all", "half", "lisa"] = "all"
+    redraw: int = Field(20, ge=1, description="updates after which half and lisa draw other parameters")
+    layers: int = Field(2, ge=1, description="layers that lisa trains at a time")
+
+
+class SftSchedule(Choice):
+    """How the learning rate goes over the steps."""
+
+    name: Decay = "cosine"
+    warmup: int = Field(20, ge=0, description="steps in which the rate rises")
+
+
+class RlSchedule(Choice):
+    """How the learning rate goes over the steps."""
+
+    name: Decay = "constant"
+    warmup: int = Field(5, ge=0, description="steps in which the rate rises")
 
 
 class EnvSection(Section):
@@ -41,15 +92,27 @@ class EnvSection(Section):
     concurrency: int = Field(128, ge=1, description="episodes played at once")
 
 
-class ModelSection(Section):
-    """The policy. `path` is a folder or hub name; `tiny` makes a small model from scratch with the sizes below."""
+class TinySection(Section):
+    """The sizes of a model made from scratch."""
 
-    path: str = "tiny"
     hidden: int = Field(128, ge=32)
     layers: int = Field(4, ge=1)
     heads: int = Field(4, ge=1)
     kv_heads: int = Field(2, ge=1)
-    vocab: int = Field(512, ge=300)
+    vocab: int = Field(512, ge=300, description="tokens, at most: fewer where the demonstrations' texts give no more")
+
+    @model_validator(mode="after")
+    def _fits(self) -> TinySection:
+        if self.hidden % self.heads or self.heads % self.kv_heads:
+            raise ValueError("hidden is a multiple of heads, and that one of kv_heads")
+        return self
+
+
+class ModelSection(Section):
+    """The policy."""
+
+    path: str = Field("tiny", description="a folder or hub name; tiny: a small Qwen3 from scratch")
+    tiny: TinySection | None = None
 
 
 class EngineSection(Section):
@@ -71,6 +134,17 @@ class SamplingSection(Section):
     max_tokens: int = Field(96, ge=1, description="tokens of one turn")
 
 
+class TokensSection(Section):
+    """How demonstrated tokens are weighed, and how much of them is shown."""
+
+    dft: bool = Field(False, description="tokens weigh their probability (dynamic fine-tuning)")
+    turn_discount: float = Field(
+        1.0, gt=0, le=1, description="a turn weighs this to the number of turns after it"
+    )
+    masked: float = Field(0.0, ge=0, lt=1, description="rate at which they are not shown (masked thought)")
+    blank: int = Field(0, ge=0, description="the token id that is shown instead")
+
+
 class SftSection(Section):
     """The warm start on the oracle's demonstrations."""
 
@@ -82,16 +156,8 @@ class SftSection(Section):
     steps: int = Field(300, ge=1)
     batch: int = Field(32, ge=1, description="demonstrations a step")
     lr: float = Field(1e-3, gt=0)
-    warmup: int = Field(20, ge=0)
-    decay: Literal["constant", "linear", "cosine"] = "cosine"
-    dft: bool = Field(False, description="tokens weigh their probability (dynamic fine-tuning)")
-    turn_discount: float = Field(
-        1.0, gt=0, le=1, description="a turn weighs this to the number of turns after it"
-    )
-    masked_thought: float = Field(
-        0.0, ge=0, lt=1, description="rate at which demonstrated tokens are not shown"
-    )
-    blank: int = Field(0, ge=0, description="the token id that is shown instead")
+    schedule: SftSchedule = SftSchedule()
+    tokens: TokensSection | None = None
 
 
 class KlSection(Section):
@@ -144,8 +210,7 @@ class RlSection(Section):
     tasks: int = Field(16, ge=1, description="tasks (groups) a step")
     group: int = Field(8, ge=1, description="rollouts of each task")
     lr: float = Field(1e-4, gt=0)
-    warmup: int = Field(5, ge=0)
-    decay: Literal["constant", "linear", "cosine"] = "constant"
+    schedule: RlSchedule = RlSchedule()
     updates: int = Field(1, ge=1, description="optimiser steps on each step's rollouts")
     advantage: Part = Part(name="grpo")
     credit: Literal["episode", "turn"] = Field(
@@ -153,8 +218,7 @@ class RlSection(Section):
     )
     loss: Part = Part(name="clip")
     correction: Part = Part(name="tis")
-    aggregation: Aggregation = "token-mean"
-    aggregation_length: float = Field(1.0, gt=0, description="divisor of aggregation = constant")
+    aggregation: Mean = Mean()
     kl: KlSection | None = None
     critic: CriticSection | None = None
     overlong: OverlongSection | None = None
@@ -164,8 +228,7 @@ class RlSection(Section):
     )
     resample: int = Field(0, ge=0, description="times that groups without spread are sampled anew")
     max_staleness: int | None = Field(None, ge=0, description="policy versions after which a token is masked")
-    void: VoidMode = "drop_episode"
-    void_in_baseline: bool | None = None
+    void: Void = Void()
     mask_truncated: bool = False
 
 
@@ -216,9 +279,7 @@ class LearnerSection(Section):
     weight_decay: float = Field(0.0, ge=0)
     mixed_precision: Literal["no", "bf16"] = "no"
     gradient_checkpointing: bool = False
-    trainable: Literal["all", "half", "lisa"] = "all"
-    redraw: int = Field(20, ge=1, description="updates after which half and lisa draw other parameters")
-    layers: int = Field(2, ge=1, description="layers that lisa trains at a time")
+    trainable: Trainable = Trainable()
 
 
 class EvalSection(Section):
@@ -253,17 +314,24 @@ class Recipe(Section):
     sampling: SamplingSection = SamplingSection()
     sft: SftSection = SftSection()
     rl: RlSection = RlSection()
-    rft: RftSection = RftSection()
-    preference: PreferenceSection = PreferenceSection()
-    es: EsSection = EsSection()
+    rft: RftSection | None = None
+    preference: PreferenceSection | None = None
+    es: EsSection | None = None
     learner: LearnerSection = LearnerSection()
     eval: EvalSection = EvalSection()
     log: LogSection = LogSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_tables(cls, value: Any) -> Any:
+        """A stage that is named has its table, with defaults if it is not written."""
+        if isinstance(value, dict) and isinstance(value.get("stages"), (list, tuple)):
+            named: dict[str, Any] = {stage: {} for stage in ("rft", "preference", "es") if stage in value["stages"]}
+            return {**named, **value}
+        return value
 
     @model_validator(mode="after")
     def _fits(self) -> Recipe:
         if len(set(self.stages)) != len(self.stages):
             raise ValueError("each stage is named once in `stages`")
-        if self.model.hidden % self.model.heads or self.model.heads % self.model.kv_heads:
-            raise ValueError("model.hidden is a multiple of model.heads, and that one of model.kv_heads")
         return self

@@ -56,9 +56,5 @@ def open_stage(name: str, workshop: Workshop) -> Stage:
 
 def steps_of(name: str, workshop: Workshop) -> int:
     """How many steps the stage of that name has, 0 if it is none."""
-    recipe = workshop.recipe
-    totals = {
-        "sft": recipe.sft.steps, "rl": recipe.rl.steps, "rft": recipe.rft.rounds * recipe.rft.steps,
-        "preference": recipe.preference.rounds * recipe.preference.steps, "es": recipe.es.steps,
-    }  # fmt: skip
-    return totals.get(name, 0)
+    settings = getattr(workshop.recipe, name, None)
+    return settings.steps * getattr(settings, "rounds", 1) if settings is not None else 0

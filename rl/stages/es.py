@@ -18,7 +18,9 @@ class EsStage:
     title = "ES"
 
     def __init__(self, workshop: Workshop) -> None:
-        self.workshop, self.settings = workshop, workshop.recipe.es
+        settings = workshop.recipe.es
+        assert settings is not None  # the recipe fills in the table of a stage that it names
+        self.workshop, self.settings = workshop, settings
         self.total = self.settings.steps
         self.first = workshop.recipe.sft.demonstrations if "sft" in workshop.recipe.stages else 0
 

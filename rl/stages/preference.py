@@ -24,6 +24,7 @@ class PreferenceStage(RoundsStage):
 
     def __init__(self, workshop: Workshop) -> None:
         p = workshop.recipe.preference
+        assert p is not None  # the recipe fills in the table of a stage that it names
         super().__init__(workshop, p.rounds, p.steps, p.tasks, p.samples)
         self.settings = p
         self.algorithm = find("preference", p.loss.name)

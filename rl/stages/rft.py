@@ -8,7 +8,7 @@ from typing import Any
 from gymrl.agents.records import Episode
 from gymrl.rl.batches import TokenSequence, sequences_of
 from gymrl.rl.groups import group_by_task
-from gymrl.rl.recipes.models import SftSection
+from gymrl.rl.recipes.models import SftSchedule, SftSection
 from gymrl.rl.stages.rounds import RoundsStage
 from gymrl.rl.trainers.sft import sft_step
 from gymrl.rl.workshop import Workshop
@@ -19,9 +19,11 @@ class RftStage(RoundsStage):
 
     def __init__(self, workshop: Workshop) -> None:
         r = workshop.recipe.rft
+        assert r is not None  # the recipe fills in the table of a stage that it names
         super().__init__(workshop, r.rounds, r.steps, r.tasks, r.samples)
         self.keep = r.keep
-        self.sft = SftSection(steps=r.steps * r.rounds, batch=r.batch, lr=r.lr, warmup=0, decay="constant")
+        flat = SftSchedule(name="constant", warmup=0)
+        self.sft = SftSection(steps=r.steps * r.rounds, batch=r.batch, lr=r.lr, schedule=flat)
         self.kept: list[list[TokenSequence]] = []
 
     def begin(self, episodes: Sequence[Episode], fresh: bool) -> None:

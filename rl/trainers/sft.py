@@ -15,7 +15,7 @@ from gymrl.envs.records import stable_hash
 from gymrl.rl.batches import Batch, TokenSequence
 from gymrl.rl.learner import Learner, LossOf, schedule
 from gymrl.rl.losses.aggregation import token_weights
-from gymrl.rl.recipes.models import SftSection
+from gymrl.rl.recipes.models import SftSection, TokensSection
 
 
 def negative_logprob(batch: Batch, lp_N: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -50,14 +50,14 @@ def prepared(
 ) -> tuple[list[TokenSequence], list[float], LossOf]:
     """The step's demonstrations with the recipe's options, the weight of each in the loss, and the loss: in all
     -sum(w m lp) / sum(w m)."""
-    if settings.masked_thought:
-        rate, blank = settings.masked_thought, settings.blank
-        sequences = [masked(s, rate, blank, *key, n) for n, s in enumerate(sequences)]
-    if not settings.dft and settings.turn_discount == 1:
+    tokens = settings.tokens or TokensSection()
+    if tokens.masked:
+        sequences = [masked(s, tokens.masked, tokens.blank, *key, n) for n, s in enumerate(sequences)]
+    if not tokens.dft and tokens.turn_discount == 1:
         counts = torch.tensor([s.actions for s in sequences], dtype=torch.long)
         return sequences, token_weights(counts, "token-mean").tolist(), negative_logprob
-    scores = learner.score(sequences, temperature) if settings.dft else [None] * len(sequences)
-    weighed = [with_weights(s, settings.turn_discount, lp) for s, lp in zip(sequences, scores, strict=True)]
+    scores = learner.score(sequences, temperature) if tokens.dft else [None] * len(sequences)
+    weighed = [with_weights(s, tokens.turn_discount, lp) for s, lp in zip(sequences, scores, strict=True)]
     total = float(sum(s.advantage.sum(dtype=np.float64) for s in weighed))
     return weighed, [1 / total if total else 0.0] * len(weighed), weighted
 
@@ -89,7 +89,7 @@ def sft_step(
     picked = chosen(step, len(demonstrations), settings.batch, seed)
     sequences = [sequence for i in picked for sequence in demonstrations[i]]
     sequences, weights, loss_of = prepared(learner, sequences, settings, temperature, seed, step)
-    lr = schedule(step, settings.lr, settings.warmup, settings.steps, settings.decay)
+    lr = schedule(step, settings.lr, settings.schedule.warmup, settings.steps, settings.schedule.name)
     result = learner.step(sequences, weights, loss_of, lr, temperature)
     seconds = time.perf_counter() - began
     return {

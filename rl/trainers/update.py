@@ -45,7 +45,7 @@ def learn(
     helpers = helpers or Helpers()
     algorithm = find("advantage", settings.advantage.name)
     groups, greedy_P = _without_greedy(groups, settings) if "greedy_P" in algorithm.inputs else (groups, None)
-    filters = FilterSettings(settings.void, settings.void_in_baseline, settings.mask_truncated)
+    filters = FilterSettings(settings.void.name, settings.void.in_baseline, settings.mask_truncated)
     verdicts = [[judge(episode, filters) for episode in group.episodes] for group in groups]
     rewards_PG, counted_PG = reward_table(groups, verdicts)
     judged = Judged(
@@ -62,7 +62,7 @@ def learn(
             sequences += sequences_of(judged.episode(p, g), verdicts[p][g].trained, worth[p, g], oldest)
     if not any(s.actions for s in sequences):
         learner.troubles.append("no token is left to train on after the filters")
-    lr = schedule(step, settings.lr, settings.warmup, settings.steps, settings.decay)
+    lr = schedule(step, settings.lr, settings.schedule.warmup, settings.steps, settings.schedule.name)
     metrics = _episode_metrics(groups, verdicts, rewards_PG, counted_PG) | {"lr": lr}
     if helpers.critic is not None and targets is not None and settings.critic is not None:
         metrics |= _teach(helpers.critic, judged, targets, settings)
@@ -183,7 +183,7 @@ def _update(
     for number in range(settings.updates):
         part = sequences[:sampled][number :: settings.updates]
         counts = torch.tensor([s.actions for s in part], dtype=torch.long)
-        weights_S = token_weights(counts, settings.aggregation, settings.aggregation_length).tolist()
+        weights_S = token_weights(counts, settings.aggregation.name, settings.aggregation.length).tolist()
         guides = sequences[sampled:][number :: settings.updates]
         told = max(1, sum(s.actions for s in guides))
         part, weights_S = part + guides, weights_S + [settings.sft_weight / told] * len(guides)
