@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,15 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gymrl.agents.ragged import NAME
+from gymrl.rl.adapters import (
+    AdapterFault,
+    AdapterSettings,
+    adapter_state,
+    load_adapter_state,
+    merged_weights,
+    save_merged,
+    with_adapter,
+)
 from gymrl.rl.batches import Batch, TokenSequence, cut, make_batch
 from gymrl.rl.trainable import Trainable, trainable
 
@@ -46,6 +56,8 @@ class LearnerSettings:
     """Which parameters are trained; `half` and `lisa` draw others every `redraw` updates, by `seed`."""
     redraw: int = 20
     layers: int = 2
+    adapter: AdapterSettings | None = None
+    """An adapter (LoRA and its relatives) is trained instead of the parameters; its first values follow from `seed`."""
     seed: int = 0
     logits_budget: int = 2**24
     """Logits (numbers) held at once; more are computed in chunks and again in the backward pass."""
@@ -76,8 +88,8 @@ class Learner:
             model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation=NAME)
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable()
-        self.model: Any = accelerator.prepare_model(model)
-        self.model.train()
+        wrapped = model if settings.adapter is None else with_adapter(model, settings.adapter, settings.seed)
+        self.model: Any = wrapped.to(accelerator.device).train()
         self.optimizer = self._fresh_optimizer()
         self.updates = 0
         """Optimiser steps taken: the policy's version."""
@@ -86,10 +98,19 @@ class Learner:
         self.troubles: list[str] = []
         """Why steps were skipped; whoever reads them empties the list."""
 
+    def trained(self) -> list[tuple[str, torch.nn.Parameter]]:
+        """Names and parameters that are trained at one time or another: the adapter's where there is one, else all."""
+        alone = self.settings.adapter is not None
+        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad or not alone]
+
     def _fresh_optimizer(self) -> torch.optim.Optimizer:
         s = self.settings
         return torch.optim.AdamW(
-            self.model.parameters(), lr=0.0, betas=(s.beta1, s.beta2), weight_decay=s.weight_decay, fused=True
+            [p for _, p in self.trained()],
+            lr=0.0,
+            betas=(s.beta1, s.beta2),
+            weight_decay=s.weight_decay,
+            fused=True,
         )
 
     def reset_optimizer(self) -> None:
@@ -176,7 +197,7 @@ class Learner:
         s = self.settings
         if s.trainable == "all":
             return
-        named = dict(self.accelerator.unwrap_model(self.model).named_parameters())
+        named = dict(self.model.named_parameters())
         chosen = trainable(list(named), s.trainable, self.updates // s.redraw, s.layers, s.seed)
         for name, parameter in named.items():
             parameter.requires_grad_(name in chosen)
@@ -228,17 +249,41 @@ class Learner:
     # -- weights ---------------------------------------------------------------------------------------
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Names and tensors as in the Hugging Face state dict, for `Engine.load_weights`."""
-        yield from self.accelerator.unwrap_model(self.model).state_dict().items()
+        """Names and tensors as in the Hugging Face state dict, for `Engine.load_weights`; an adapter is merged in."""
+        if self.settings.adapter is not None:
+            yield from merged_weights(self.model)
+        else:
+            yield from self.model.state_dict().items()
 
     def save(self, folder: Path) -> None:
-        """Write the model in Hugging Face form."""
-        self.accelerator.unwrap_model(self.model).save_pretrained(folder)
+        """Write the model in Hugging Face form; an adapter is merged in, and kept in `folder/adapter` too."""
+        if self.settings.adapter is not None:
+            save_merged(self.model, folder)
+        else:
+            self.model.save_pretrained(folder)
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """Inside it, the model is the one that the adapter started from."""
+        with self.model.disable_adapter():
+            yield
 
     def state(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict(), "updates": self.updates, "norms": list(self.norms)}
+        """What a checkpoint holds beside the weights. An adapter is part of it: the learner goes on from the weights it
+        was laid beside, not from the merged ones."""
+        adapter = {} if self.settings.adapter is None else {"adapter": adapter_state(self.model)}
+        return {
+            "optimizer": self.optimizer.state_dict(), "updates": self.updates, "norms": list(self.norms), **adapter,
+        }  # fmt: skip
 
     def load_state(self, state: dict[str, Any]) -> None:
+        """Raises AdapterFault where the state is of another adapter, or of none, or has one that is not wanted."""
+        if ("adapter" in state) != (self.settings.adapter is not None):
+            raise AdapterFault(
+                "the checkpoint was trained with another learner.trainable: resume with the one it was trained with"
+            )
+        if "adapter" in state:
+            load_adapter_state(self.model, state["adapter"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.updates = state["updates"]
         self.norms = list(state.get("norms", []))

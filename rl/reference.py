@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ class Reference:
         self, model: str | Path | PreTrainedModel, settings: LearnerSettings, accelerator: Accelerator,
         decay: float | None = None,
     ) -> None:  # fmt: skip
-        self.scorer = Learner(model, settings, accelerator)
+        self.scorer = Learner(model, replace(settings, adapter=None), accelerator)
         self.decay = decay
         for parameter in self.scorer.model.parameters():
             parameter.requires_grad_(False)
@@ -36,9 +37,9 @@ class Reference:
         """Move towards the policy, if it is a moving average."""
         if self.decay is None:
             return
-        pairs = zip(self.scorer.model.parameters(), learner.model.parameters(), strict=True)
-        for mine, theirs in pairs:
-            mine.lerp_(theirs.detach(), 1 - self.decay)
+        theirs = dict(learner.weights())
+        for name, mine in self.scorer.model.named_parameters():
+            mine.lerp_(theirs[name].detach(), 1 - self.decay)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint has to hold: the weights, if they move."""
@@ -47,3 +48,14 @@ class Reference:
     def load_state(self, state: dict[str, Any]) -> None:
         if self.decay is not None:
             self.scorer.model.load_state_dict(state["reference"])
+
+
+class WithoutAdapter(Reference):
+    """What the policy was before its adapter: the same model, and no memory for another one."""
+
+    def __init__(self, learner: Learner) -> None:
+        self.scorer, self.decay = learner, None
+
+    def score(self, sequences: Sequence[TokenSequence], temperature: float = 1.0) -> list[torch.Tensor]:
+        with self.scorer.without_adapter():
+            return self.scorer.score(sequences, temperature)

@@ -1,0 +1,193 @@
+"""LoRA and its relatives: the frozen weights stay, what is served and saved is merged, a run resumes bit for bit."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from transformers import AutoModelForCausalLM
+
+from gymrl.agents.engines import EngineSettings, GenerationRequest, Sampling, open_engine
+from gymrl.agents.ragged import NAME
+from gymrl.rl.adapters import KINDS, AdapterFault, AdapterSettings
+from gymrl.rl.batches import TokenSequence
+from gymrl.rl.learner import Learner, LearnerSettings
+from gymrl.rl.reference import Reference, WithoutAdapter
+from gymrl.rl.tiny import make_model
+from gymrl.rl.trainers.sft import negative_logprob
+
+missing = importlib.util.find_spec("peft") is None
+needs_peft = pytest.mark.skipif(missing, reason="peft is not installed")
+
+
+def make_base():
+    return make_model(320, 64, 2, 2, 1, 256, seed=4)
+
+
+def learner(kind: str = "lora", model=None, **changes) -> Learner:
+    model = make_base() if model is None else model
+    model.set_attn_implementation(NAME)
+    adapter = AdapterSettings(kind, rank=4, **changes)
+    return Learner(model, LearnerSettings(adapter=adapter, seed=1), Accelerator(cpu=True))
+
+
+def data(count: int = 4) -> list[TokenSequence]:
+    rng = np.random.default_rng(0)
+    found = []
+    for length in rng.integers(12, 40, count):
+        action = np.arange(length) >= 3
+        ids = rng.integers(0, 320, length)
+        found.append(TokenSequence(ids, action, action * 0.0, action * 1.0, ids * 0, ids * 0))
+    return found
+
+
+def taught(ours: Learner, steps: int = 3) -> Learner:
+    for _ in range(steps):
+        ours.step(data(), [0.02] * 4, negative_logprob, 1e-2)
+    return ours
+
+
+@needs_peft
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_the_adapter_learns_and_the_merged_checkpoint_is_the_policy(kind, tmp_path):
+    ours = learner(kind)
+    before = {name: p.detach().clone() for name, p in ours.model.named_parameters()}
+    first = ours.score(data())
+    plain = make_base()
+    plain.set_attn_implementation(NAME)
+    there = Learner(plain, LearnerSettings(), Accelerator(cpu=True))
+    assert all(map(torch.equal, first, there.score(data())))  # a fresh adapter changes nothing
+    taught(ours)
+    moved = {n for n, p in ours.model.named_parameters() if not torch.equal(p, before[n])}
+    trained = {name for name, _ in ours.trained()}
+    assert moved and moved <= trained
+    assert 0 < sum(p.numel() for _, p in ours.trained()) < 0.25 * sum(p.numel() for p in plain.parameters())
+    after = ours.score(data())
+    assert max(float((a - b).abs().max()) for a, b in zip(first, after, strict=True)) > 0.1
+    kept = {name: p.detach().clone() for name, p in ours.model.named_parameters()}
+    ours.save(tmp_path / "policy")
+    for _ in ours.weights():
+        pass
+    assert all(torch.equal(p, kept[n]) for n, p in ours.model.named_parameters())  # merging left no trace
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "policy", attn_implementation=NAME)
+    assert not any("lora" in name or "base_layer" in name for name in loaded.state_dict())
+    again = Learner(loaded, LearnerSettings(), Accelerator(cpu=True))
+    for a, b in zip(again.score(data()), after, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+    # What is served is what is saved, tensor by tensor.
+    served = dict(ours.weights())
+    assert all(torch.equal(served[name], tensor) for name, tensor in loaded.state_dict().items())
+
+
+@needs_peft
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_the_adapter_beside_the_checkpoint_is_pefts(kind, tmp_path):
+    from peft import PeftModel
+
+    ours = taught(learner(kind))
+    ours.save(tmp_path)
+    theirs = PeftModel.from_pretrained(make_base(), tmp_path / "adapter")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = torch.arange(30)[None]
+    torch.testing.assert_close(theirs(ids).logits, merged(ids).logits, atol=1e-5, rtol=0)
+
+
+@needs_peft
+def test_a_learner_that_goes_on_takes_the_same_steps():
+    ours = taught(learner(), 2)
+    file = io.BytesIO()
+    torch.save(ours.state(), file)
+    file.seek(0)
+    other = learner()
+    other.load_state(torch.load(file, weights_only=True))
+    taught(ours, 2)
+    taught(other, 2)
+    one, two = dict(ours.weights()), dict(other.weights())
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    with pytest.raises(AdapterFault, match="another kind, rank or targets"):
+        learner("dora").load_state(ours.state())
+    plain = make_base()
+    with pytest.raises(AdapterFault, match=r"learner\.trainable"):
+        Learner(plain, LearnerSettings(), Accelerator(cpu=True)).load_state(ours.state())
+
+
+@needs_peft
+def test_references_beside_an_adapter():
+    ours = learner()
+    base = ours.score(data())
+    frozen, moving = (Reference(make_base(), ours.settings, ours.accelerator, d) for d in (None, 0.5))
+    for reference in (frozen, moving):
+        reference.scorer.model.set_attn_implementation(NAME)
+    taught(ours)
+    without = WithoutAdapter(ours)
+    moving.follow(ours)
+    for a, b, c, d in zip(
+        base, without.score(data()), frozen.score(data()), moving.score(data()), strict=True
+    ):
+        assert torch.equal(a, b) and torch.equal(a, c) and not torch.equal(a, d)
+    assert not torch.equal(ours.score(data())[0], base[0]) and ours.trained()  # the adapter is back
+    want = {n: (t + dict(ours.weights())[n]) / 2 for n, t in make_base().state_dict().items()}
+    for name, tensor in moving.scorer.model.state_dict().items():
+        torch.testing.assert_close(tensor, want[name], atol=1e-6, rtol=0)
+
+
+@needs_peft
+def test_targets():
+    ours = learner(targets=("q_proj", "v_proj"))
+    assert {name.split(".")[-4] for name, _ in ours.trained()} == {"q_proj", "v_proj"}
+    with pytest.raises(AdapterFault, match=r"qproj.*q_proj"):
+        learner(targets=("qproj",))
+
+
+def test_without_peft_the_mend_is_named():
+    code = (
+        "import sys; sys.modules['peft'] = None; import importlib.util as u; f = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'peft' else f(name, *a)\n"
+        "from gymrl.rl.adapters import AdapterSettings, with_adapter; from gymrl.rl.tiny import make_model\n"
+        "with_adapter(make_model(300, 32, 1, 1, 1), AdapterSettings(), 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert 'pip install "gymrl[peft]"' in done.stderr.splitlines()[-1]
+
+
+def serves(kind: str, folder: Path, taught_: Learner) -> None:
+    """The engine, opened on the start, serves the merged weights after `load_weights`: its logprobs are the
+    learner's."""
+    make_base().save_pretrained(folder)
+    engine = open_engine(EngineSettings(kind, folder, max_context=128, slots=4, memory_gb=0.1))
+    request = GenerationRequest(tuple(range(5, 25)), Sampling(max_tokens=12, seed=3), ())
+
+    async def play():
+        try:
+            await engine.load_weights(taught_.weights(), taught_.updates)
+            return await engine.generate(request)
+        finally:
+            await engine.close()
+
+    said = asyncio.run(play())
+    assert set(said.versions) == {3}
+    ids = np.array(request.prompt_ids + said.ids)
+    action = np.arange(len(ids)) >= 20
+    sequence = TokenSequence(ids, action, action * 0.0, action * 1.0, ids * 0, ids * 0)
+    (lp,) = taught_.score([sequence])
+    torch.testing.assert_close(lp, torch.tensor(said.logprobs), atol=1e-4, rtol=0)
+
+
+@needs_peft
+def test_the_embedded_engine_serves_the_merged_weights(tmp_path):
+    serves("transformers", tmp_path, taught(learner()))
+
+
+@needs_peft
+@pytest.mark.vllm
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+def test_vllm_serves_the_merged_weights(tmp_path):
+    serves("vllm", tmp_path, taught(learner("dora")))
