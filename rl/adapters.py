@@ -3,21 +3,16 @@ beside its linear layers are trained, and merged into them wherever somebody els
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-AdapterKind = Literal["lora", "rslora", "dora", "loha", "lokr"]
-KINDS: tuple[str, ...] = get_args(AdapterKind)
-
-
-class AdapterFault(ValueError):
-    """Adapters cannot be trained; the text names the mend."""
+from gymrl.rl.choices import Adapter
+from gymrl.rl.trainable import AdapterFault, require_peft
 
 
 @dataclass(frozen=True)
@@ -25,18 +20,10 @@ class AdapterSettings:
     """`rank` of the matrices; their product is scaled by alpha / rank (rsLoRA: alpha / sqrt(rank)), alpha is 2 rank if
     it is left out. `targets` are names of layers, such as q_proj; without any it is every linear layer but the head."""
 
-    kind: AdapterKind = "lora"
+    kind: Adapter = "lora"
     rank: int = 16
     alpha: float | None = None
     targets: tuple[str, ...] = ()
-
-
-def require_peft() -> None:
-    """Raises AdapterFault where peft is not installed."""
-    if importlib.util.find_spec("peft") is None:
-        raise AdapterFault(
-            'LoRA and its relatives need the package peft: pip install "gymrl[peft]", or set learner.trainable=all'
-        )
 
 
 def with_adapter(model: PreTrainedModel, settings: AdapterSettings, seed: int) -> Any:
@@ -65,7 +52,7 @@ def with_adapter(model: PreTrainedModel, settings: AdapterSettings, seed: int) -
             if not s.targets:
                 raise
             raise AdapterFault(
-                f"learner.adapter.targets = {list(s.targets)} names no layer of the model: take of "
+                f"learner.trainable.targets = {list(s.targets)} names no layer of the model: take of "
                 f"{', '.join(_linear_names(model))}, or leave it out"
             ) from error
 

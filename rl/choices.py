@@ -17,6 +17,9 @@ Decay = Literal["constant", "linear", "cosine"]
 Level = Literal["token", "sequence"]
 """Whether a ratio of probabilities is taken of every token or of whole sequences."""
 
+Adapter = Literal["lora", "rslora", "dora", "loha", "lokr"]
+"""Small matrices that are trained beside the frozen weights (through the package peft)."""
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]

@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gymrl.agents.ragged import NAME
 from gymrl.rl.adapters import (
-    AdapterFault,
     AdapterSettings,
     adapter_state,
     load_adapter_state,
@@ -26,7 +25,7 @@ from gymrl.rl.adapters import (
     with_adapter,
 )
 from gymrl.rl.batches import Batch, TokenSequence, cut, make_batch
-from gymrl.rl.trainable import Trainable, trainable
+from gymrl.rl.trainable import AdapterFault, Trainable, trainable
 
 REMEMBERED, KNOWN = 32, 8
 """How many gradient norms are remembered, and how many must be known before one can be a spike."""

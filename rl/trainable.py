@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from gymrl.envs.records import stable_hash
+from gymrl.rl.choices import Adapter
 
 Trainable = Literal["all", "half", "lisa"]
 
+ADAPTERS: tuple[str, ...] = get_args(Adapter)
+
 _LAYER = re.compile(r"\.layers?\.(\d+)\.")
+
+
+class AdapterFault(ValueError):
+    """Adapters cannot be trained; the text names the mend."""
+
+
+def require_peft() -> None:
+    """Raises AdapterFault where peft is not installed."""
+    if importlib.util.find_spec("peft") is None:
+        raise AdapterFault(
+            'LoRA and its relatives need the package peft: pip install "gymrl[peft]", or set learner.trainable=all'
+        )
 
 
 def trainable(names: Sequence[str], kind: Trainable, round_: int, layers: int, seed: int) -> set[str]:

@@ -15,6 +15,7 @@ from gymrl.agents.players import ModelAgent
 from gymrl.agents.records import Episode
 from gymrl.agents.rollout import RolloutSettings
 from gymrl.envs.workers import EnvPool
+from gymrl.rl.adapters import AdapterSettings
 from gymrl.rl.batches import TokenSequence, sequences_of
 from gymrl.rl.demonstrations import demonstrate, tokenise
 from gymrl.rl.display import Display
@@ -70,7 +71,10 @@ class Workshop:
     def open(self, source: Path, state: dict[str, Any]) -> None:
         """Learner and engine with the weights of `source`; `state` is the learner's, if it is not fresh."""
         recipe = self.recipe
-        self.learner = Learner(source, self.learner_settings(), self.accelerator)
+        settings = self.learner_settings()
+        # An adapter goes on beside the weights that it was laid beside; the checkpoint's have it merged in.
+        start = self.base if settings.adapter is not None else source
+        self.learner = Learner(start, settings, self.accelerator)
         if state:
             self.learner.load_state(state)
         e = recipe.engine
@@ -83,11 +87,14 @@ class Workshop:
             self.accelerator.init_trackers("tensorboard", {"recipe": recipe.name, "seed": recipe.seed})
 
     def learner_settings(self) -> LearnerSettings:
-        s = self.recipe.learner
+        s, t = self.recipe.learner, self.recipe.learner.trainable
+        adapter, kind = None, t.name
+        if kind != "all" and kind != "half" and kind != "lisa":
+            adapter, kind = AdapterSettings(kind, t.rank, t.alpha, tuple(t.targets)), "all"
         return LearnerSettings(
             s.token_budget, s.grad_clip, s.weight_decay, mixed_precision=s.mixed_precision,
-            gradient_checkpointing=s.gradient_checkpointing, spike=s.spike, trainable=s.trainable.name,
-            redraw=s.trainable.redraw, layers=s.trainable.layers, seed=self.recipe.seed,
+            gradient_checkpointing=s.gradient_checkpointing, spike=s.spike, trainable=kind, redraw=t.redraw,
+            layers=t.layers, adapter=adapter, seed=self.recipe.seed,
         )  # fmt: skip
 
     def serve(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import io
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,16 +12,25 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from gymrl.agents.engines import EngineSettings, GenerationRequest, Sampling, open_engine
 from gymrl.agents.ragged import NAME
-from gymrl.rl.adapters import KINDS, AdapterFault, AdapterSettings
+from gymrl.rl.adapters import AdapterSettings
 from gymrl.rl.batches import TokenSequence
+from gymrl.rl.folder import RunFolder
 from gymrl.rl.learner import Learner, LearnerSettings
+from gymrl.rl.merging import read_weights, soup, write_weights
+from gymrl.rl.recipes import RecipeError, load
 from gymrl.rl.reference import Reference, WithoutAdapter
+from gymrl.rl.run import train
 from gymrl.rl.tiny import make_model
+from gymrl.rl.trainable import ADAPTERS, AdapterFault
 from gymrl.rl.trainers.sft import negative_logprob
+
+sys.path.insert(0, str(Path(__file__).parent))
+import toy_env  # noqa: F401 - registers toy/Letters-v0
 
 missing = importlib.util.find_spec("peft") is None
 needs_peft = pytest.mark.skipif(missing, reason="peft is not installed")
@@ -56,7 +64,7 @@ def taught(ours: Learner, steps: int = 3) -> Learner:
 
 
 @needs_peft
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ADAPTERS)
 def test_only_the_adapter_learns_and_the_merged_checkpoint_is_the_policy(kind, tmp_path):
     ours = learner(kind)
     before = {name: p.detach().clone() for name, p in ours.model.named_parameters()}
@@ -147,15 +155,15 @@ def test_targets():
         learner(targets=("qproj",))
 
 
-def test_without_peft_the_mend_is_named():
-    code = (
-        "import sys; sys.modules['peft'] = None; import importlib.util as u; f = u.find_spec\n"
-        "u.find_spec = lambda name, *a: None if name == 'peft' else f(name, *a)\n"
-        "from gymrl.rl.adapters import AdapterSettings, with_adapter; from gymrl.rl.tiny import make_model\n"
-        "with_adapter(make_model(300, 32, 1, 1, 1), AdapterSettings(), 0)"
+def test_without_peft_the_mend_is_named(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "peft" else find(name, *a)
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert 'pip install "gymrl[peft]"' in done.stderr.splitlines()[-1]
+    with pytest.raises(AdapterFault, match=r'pip install "gymrl\[peft\]"'):
+        learner()
+    with pytest.raises(RecipeError, match=r'pip install "gymrl\[peft\]"'):
+        load("quickstart", ["learner.trainable=dora"])
 
 
 def serves(kind: str, folder: Path, taught_: Learner) -> None:
@@ -191,3 +199,45 @@ def test_the_embedded_engine_serves_the_merged_weights(tmp_path):
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 def test_vllm_serves_the_merged_weights(tmp_path):
     serves("vllm", tmp_path, taught(learner("dora")))
+
+
+SMALL = [
+    "model.tiny={hidden=32, heads=2, kv_heads=1, layers=1}", "sft.demonstrations=8", "sft.steps=3", "sft.batch=4",
+    "rl.steps=3", "rl.tasks=2", "rl.group=3", "eval.tasks=2", "sampling.max_tokens=6", "log.checkpoint_every=1",
+    "log.trackers=[]", "rl.void=keep", "env.id=toy/Letters-v0", "env.params={}", "sft.params={}",
+    "learner.trainable={name='lora', rank=4}", "sft.lr=1e-2", "rl.lr=1e-2", "rl.kl.ref=base",
+]  # fmt: skip
+
+
+@needs_peft
+def test_a_run_with_an_adapter_resumes_bit_for_bit_and_its_checkpoints_merge(tmp_path, monkeypatch):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert train("quickstart", SMALL, None, whole) == 0
+    write = RunFolder.save_progress
+
+    def failing(self, progress):
+        write(self, progress)
+        if (progress.phase, progress.step) == (3, 2):
+            raise RuntimeError("the power is gone")
+
+    monkeypatch.setattr(RunFolder, "save_progress", failing)
+    with pytest.raises(RuntimeError, match="the power is gone"):
+        train("quickstart", SMALL, None, cut)
+    monkeypatch.undo()
+    assert train(None, [], cut) == 0
+    one, two = (read_weights(run / "policy") for run in (whole, cut))
+    start = read_weights(whole / "checkpoints" / "base")
+    assert set(one) == set(start) and all(torch.equal(one[name], two[name]) for name in one)
+    assert any(not torch.equal(one[name], start[name]) for name in one)
+    assert torch.equal(one["model.embed_tokens.weight"], start["model.embed_tokens.weight"])
+    adapters = [load_file(run / "policy" / "adapter" / "adapter_model.safetensors") for run in (whole, cut)]
+    assert adapters[0] and all(torch.equal(tensor, adapters[1][name]) for name, tensor in adapters[0].items())
+    merged = tmp_path / "merged"
+    write_weights(soup([one, start]), whole / "policy", merged)
+    assert not (merged / "adapter").exists()  # it is not the soup's
+    AutoModelForCausalLM.from_pretrained(merged)
+
+
+def test_settings_of_adapters_are_refused_elsewhere():
+    with pytest.raises(RecipeError, match="rank, alpha and targets are of adapters"):
+        load("quickstart", ["learner.trainable={name='half', rank=3}"])

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
-from gymrl.rl.recipes.models import CurriculumSection, Part, PreferenceSection, Recipe, RlSection
+from gymrl.rl.choices import Adapter
+from gymrl.rl.recipes.models import (
+    CurriculumSection,
+    Part,
+    PreferenceSection,
+    Recipe,
+    RlSection,
+    Trainable,
+)
 
 if TYPE_CHECKING:
     from gymrl.rl.algorithms import Algorithm
@@ -15,10 +23,23 @@ DEFAULTS = RlSection()
 
 def check(recipe: Recipe) -> None:
     """Raise ValueError with the reason where the recipe's settings do not go together, or a part is not known."""
+    _trainable(recipe.learner.trainable)
     if "rl" in recipe.stages:
         _rl(recipe)
     if "preference" in recipe.stages and recipe.preference is not None:
         _preference(recipe.preference)
+
+
+def _trainable(t: Trainable) -> None:
+    if t.name in get_args(Adapter):
+        from gymrl.rl.trainable import require_peft
+
+        require_peft()
+    elif (t.rank, t.alpha, t.targets) != (Trainable().rank, None, []):
+        raise ValueError(
+            f"learner.trainable.rank, alpha and targets are of adapters, not of {t.name!r}: leave them out, or take "
+            f"learner.trainable={', '.join(get_args(Adapter))}"
+        )
 
 
 def _preference(p: PreferenceSection) -> None:

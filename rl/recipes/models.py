@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from gymrl.rl.choices import Aggregation, Decay, VoidMode
+from gymrl.rl.choices import Adapter, Aggregation, Decay, VoidMode
 
 
 class Section(BaseModel):
@@ -60,11 +60,14 @@ class Mean(Choice):
 
 
 class Trainable(Choice):
-    """Which parameters are trained."""
+    """Which parameters are trained; of an adapter (LoRA and its relatives) rank, alpha and targets are settings."""
 
-    name: Literal["all", "half", "lisa"] = "all"
+    name: Literal["all", "half", "lisa"] | Adapter = "all"
     redraw: int = Field(20, ge=1, description="updates after which half and lisa draw other parameters")
     layers: int = Field(2, ge=1, description="layers that lisa trains at a time")
+    rank: int = Field(16, ge=1, description="of an adapter's matrices")
+    alpha: float | None = Field(None, gt=0, description="an adapter counts alpha / rank; left out: 2 rank")
+    targets: list[str] = Field([], description="layers with an adapter, such as q_proj; []: every linear one")
 
 
 class SftSchedule(Choice):

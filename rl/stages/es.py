@@ -40,8 +40,7 @@ class EsStage:
             rewards = [episode.reward for episode in episodes if episode.valid]
             return sum(rewards) / len(rewards) if rewards else math.nan
 
-        named = shop.accelerator.unwrap_model(shop.learner.model).named_parameters()
-        rewards = es_step(named, play, s.population, s.sigma, s.alpha, shop.recipe.seed, number)
+        rewards = es_step(shop.learner.trained(), play, s.population, s.sigma, s.alpha, shop.recipe.seed, number)
         shop.learner.updates += 1
         if number % shop.recipe.log.episodes_every == 0:
             shop.folder.write_episodes(f"es/{number:06d}", played)

@@ -16,7 +16,7 @@ from gymrl.rl.curricula import Curriculum, by_potential
 from gymrl.rl.merging import check_alike, read_weights, soup, write_weights
 from gymrl.rl.policy import PolicyFault
 from gymrl.rl.recipes.models import CurriculumSection
-from gymrl.rl.reference import Reference
+from gymrl.rl.reference import Reference, WithoutAdapter
 from gymrl.rl.trainers.online import check_engine, online_step
 from gymrl.rl.trainers.sft import chosen
 from gymrl.rl.trainers.update import Helpers
@@ -105,6 +105,8 @@ def _reference(shop: Workshop) -> Reference | None:
     kl = shop.recipe.rl.kl
     if kl is None:
         return None
+    if kl.ref == "base" and shop.learner.settings.adapter is not None:
+        return WithoutAdapter(shop.learner)
     sources = {"start": shop.started, "average": shop.started, "base": shop.base}
     source = sources.get(kl.ref, Path(kl.ref))
     if kl.ref.startswith("soup(") and kl.ref.endswith(")"):
