@@ -15,6 +15,9 @@ import torch
 from gymrl.agents.ragged import Packed
 from gymrl.agents.records import Episode
 
+TOLD, SHOWN = -1, -2
+"""Versions of tokens that no policy sampled: a demonstration's, and those of its tokens that carry no loss."""
+
 
 @dataclass(frozen=True)
 class TokenSequence:
@@ -37,6 +40,8 @@ class TokenSequence:
     """[L] bool: tokens of void turns."""
     seen: np.ndarray | None = None
     """[L] int64: what the model is shown instead of `ids`, which stay what it has to say."""
+    key: np.ndarray | None = None
+    """[L] bool: key tokens of a demonstration."""
 
     @property
     def tokens(self) -> int:
@@ -54,7 +59,7 @@ def sequences_of(
     """An episode's segments as sequences: every sampled token of a trained turn is an action, nothing else is.
 
     `advantage` is one number, or for every turn a number or an array over its sampled tokens. Tokens of a policy
-    version before `oldest` carry no loss. Scripted turns (without ids) give nothing.
+    version before `oldest` carry no loss, nor do those of version SHOWN. Scripted turns (without ids) give nothing.
     """
     trained = [True] * len(episode.turns) if trained is None else trained
     segments: dict[int, list[tuple[np.ndarray, ...]]] = {}
@@ -67,7 +72,10 @@ def sequences_of(
         version = np.zeros(total, dtype=np.int64)
         version[prompt:] = turn.versions
         action = np.zeros(total, dtype=bool)
-        action[prompt:] = train and (True if oldest is None else version[prompt:] >= oldest)
+        live = version != SHOWN
+        if oldest is not None:
+            live &= (version >= oldest) | (version == TOLD)
+        action[prompt:] = train and live[prompt:]
         mu = np.zeros(total, dtype=np.float32)
         mu[prompt:] = turn.logprobs
         worth = np.zeros(total, dtype=np.float32)

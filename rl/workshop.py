@@ -11,7 +11,6 @@ import torch
 from accelerate import Accelerator
 
 from gymrl.agents.engines.base import Engine, EngineSettings, Sampling, open_engine
-from gymrl.agents.players import ModelAgent
 from gymrl.agents.records import Episode
 from gymrl.agents.rollout import RolloutSettings
 from gymrl.envs.workers import EnvPool
@@ -23,6 +22,9 @@ from gymrl.rl.folder import RunFolder
 from gymrl.rl.learner import Learner, LearnerSettings
 from gymrl.rl.policy import load_renderer, start_policy
 from gymrl.rl.recipes import Recipe
+from gymrl.rl.supervised.agent import GuidedAgent
+from gymrl.rl.supervised.key_tokens import with_keys
+from gymrl.rl.supervised.notes import noted
 
 
 class Workshop:
@@ -45,6 +47,9 @@ class Workshop:
         )  # fmt: skip
         self.base = folder.checkpoint_path("base")
         self.started = self.base
+        notes = recipe.rft.notes if recipe.rft is not None else None
+        self.note = notes.success if notes is not None else ""
+        """What every task holds besides (NAT)."""
 
     def prepare(self) -> None:
         """The demonstrations and the first policy, made or found in the run folder."""
@@ -64,7 +69,7 @@ class Workshop:
             folder.write_checkpoint("base", lambda path: start_policy(recipe, demonstrations, path), {})
         self.renderer = load_renderer(self.base)
         self.demonstrations: list[list[TokenSequence]] = [
-            sequences_of(tokenise(episode, self.renderer)) for episode in demonstrations
+            self._as_tokens(episode) for episode in demonstrations
         ]
         self._check_context()
 
@@ -82,7 +87,7 @@ class Workshop:
             EngineSettings(e.kind, source, e.url, e.max_context, e.slots, e.dtype, e.memory_gb)
         )
         sampling = Sampling(recipe.sampling.temperature, max_tokens=recipe.sampling.max_tokens)
-        self.agent = ModelAgent(recipe.name, self.engine, self.renderer, sampling)
+        self.agent = GuidedAgent(recipe.name, self.engine, self.renderer, sampling, self.note)
         if recipe.log.trackers:
             self.accelerator.init_trackers("tensorboard", {"recipe": recipe.name, "seed": recipe.seed})
 
@@ -115,6 +120,12 @@ class Workshop:
             env = self.recipe.env
             self.pools[key] = EnvPool(env.id, {**env.params, **params}, env.workers)
         return self.pools[key]
+
+    def _as_tokens(self, episode: Episode) -> list[TokenSequence]:
+        tokens = self.recipe.sft.tokens
+        told = noted(tokenise(episode, self.renderer), self.note, self.renderer)
+        sequences = sequences_of(told)
+        return with_keys(sequences, told, tokens.key, self.renderer) if tokens and tokens.key else sequences
 
     async def _demonstrate(self) -> list[Episode]:
         recipe = self.recipe

@@ -117,6 +117,8 @@ STATEFUL = {
     "kto": ["algo=kto", *GUESS, "preference.steps=4"],
     "rejection sampling": ["algo=rft", *GUESS, "rft.steps=3"],
     "evolution": ["algo=es", "es.steps=3"],
+    "prefixes": ["algo=prefix-rft"],
+    "notes": ["algo=nat", *GUESS, "rft.steps=3"],
 }
 
 

@@ -95,7 +95,7 @@ def parse(data: dict[str, Any], overrides: Iterable[str] = ()) -> Recipe:
     return recipe
 
 
-ALGORITHM_KEYS = ("advantage", "credit", "loss", "aggregation", "critic")
+ALGORITHM_KEYS = ("advantage", "credit", "loss", "aggregation", "critic", "prefix")
 """Keys of [rl] that an algorithm's recipe decides: laid over another one, those of the other are forgotten."""
 
 

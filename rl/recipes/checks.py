@@ -73,6 +73,8 @@ def _rl(recipe: Recipe) -> None:
         )
     if rl.curriculum is not None:
         _curriculum(recipe, rl.curriculum)
+    if rl.prefix is not None:
+        _prefix(rl)
     parts = (("advantage", rl.advantage), ("loss", rl.loss), ("correction", rl.correction))
     usual = (DEFAULTS.advantage, DEFAULTS.loss, DEFAULTS.correction)
     if rl.credit == "episode" and tuple(part for _, part in parts) == usual:
@@ -83,6 +85,18 @@ def _rl(recipe: Recipe) -> None:
         return
     found = {kind: _found(kind, part) for kind, part in parts}  # this loads torch
     _advantage(rl, found["advantage"])
+
+
+def _prefix(rl: RlSection) -> None:
+    if rl.critic is not None or (rl.kl is not None and rl.kl.place == "reward"):
+        raise ValueError(
+            "rl.prefix tells tokens that no policy sampled, and a critic, or a KL in the reward, would judge them too: "
+            "take an advantage of groups, and rl.kl.place = 'loss'"
+        )
+    if rl.group < 2:
+        raise ValueError(
+            "rl.group=1 and rl.prefix leave no rollout of the policy's own: set rl.group=2 or more"
+        )
 
 
 def _curriculum(recipe: Recipe, c: CurriculumSection) -> None:
@@ -121,6 +135,10 @@ def _advantage(rl: RlSection, algorithm: Algorithm) -> None:
         raise ValueError(
             f"rl.credit = 'turn' is for advantages that compare a group's rewards; {name!r} deals with turns or "
             "baselines itself: leave rl.credit out"
+        )
+    if rl.prefix is not None and not compares:
+        raise ValueError(
+            f"rl.prefix is for advantages that compare a group's rewards, which {name!r} does not: take grpo, for one"
         )
     if compares and rl.group < 2:
         raise ValueError(_alone(name))

@@ -146,6 +146,9 @@ class TokensSection(Section):
     )
     masked: float = Field(0.0, ge=0, lt=1, description="rate at which they are not shown (masked thought)")
     blank: int = Field(0, ge=0, description="the token id that is shown instead")
+    key: str = Field("", description="a regular expression: tokens of what it finds are key tokens (TL-Training)")
+    key_most: float = Field(9.0, gt=0, description="what a key token weighs at most, others weighing 1")
+    anchor: float = Field(0.0, ge=0, description="of KL(ref, pi) to the stage's first weights (anchored DFT)")
 
 
 class SftSection(Section):
@@ -206,6 +209,16 @@ class CurriculumSection(Section):
     samples: int = Field(4, ge=2, description="episodes of each, from which p is taken")
 
 
+class PrefixSection(Section):
+    """One rollout of each group begins as the oracle's does, and the policy goes on from there (Prefix-RFT)."""
+
+    first: float = Field(0.95, ge=0, le=1, description="share of the demonstration that is told at the first step")
+    last: float = Field(0.05, ge=0, le=1, description="and at the last one, along half a cosine")
+    entropy: float = Field(
+        0.2, gt=0, le=1, description="share of a prefix's tokens that carry a gradient: the most uncertain ones"
+    )
+
+
 class RlSection(Section):
     """Multi-turn policy optimisation: GRPO unless parts are named."""
 
@@ -229,10 +242,20 @@ class RlSection(Section):
     sft_weight: float = Field(
         0.0, ge=0, description="of the SFT loss on sft.batch demonstrations a step, beside RL"
     )
+    prefix: PrefixSection | None = None
     resample: int = Field(0, ge=0, description="times that groups without spread are sampled anew")
     max_staleness: int | None = Field(None, ge=0, description="policy versions after which a token is masked")
     void: Void = Void()
     mask_truncated: bool = False
+
+
+class NotesSection(Section):
+    """Failures are learnt from too: a note on the task tells them from successes, and every task that is played holds
+    the note of success (NAT)."""
+
+    success: str = Field("Answer correctly.", min_length=1)
+    failure: str = Field("Answer wrongly.", min_length=1)
+    keep: int = Field(2, ge=1, description="failures kept of each task, shortest first, equal ones once")
 
 
 class RftSection(Section):
@@ -245,6 +268,7 @@ class RftSection(Section):
     steps: int = Field(20, ge=1, description="optimiser steps of a round")
     batch: int = Field(32, ge=1, description="episodes a step")
     lr: float = Field(1e-4, gt=0)
+    notes: NotesSection | None = None
 
 
 class PreferenceSection(Section):

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gymrl.agents.evaluation import evaluation_jobs
+from gymrl.agents.players import ScriptedAgent
 from gymrl.agents.records import Episode
-from gymrl.agents.rollout import rollout
+from gymrl.agents.rollout import RolloutSettings, rollout
 from gymrl.envs.records import stable_hash
+from gymrl.envs.workers import EnvPool
 from gymrl.rl.batches import TokenSequence
 from gymrl.rl.critic import Critic, CriticSettings
 from gymrl.rl.curricula import Curriculum, by_potential
+from gymrl.rl.demonstrations import tokenise
 from gymrl.rl.merging import check_alike, read_weights, soup, write_weights
 from gymrl.rl.policy import PolicyFault
-from gymrl.rl.recipes.models import CurriculumSection
+from gymrl.rl.recipes.models import CurriculumSection, PrefixSection
 from gymrl.rl.reference import Reference, WithoutAdapter
-from gymrl.rl.trainers.online import check_engine, online_step
+from gymrl.rl.supervised.agent import GuidedAgent
+from gymrl.rl.supervised.prefix import guided, prefix_of, share_of
+from gymrl.rl.trainers.online import check_engine, jobs_of_step, online_step
 from gymrl.rl.trainers.sft import chosen
 from gymrl.rl.trainers.update import Helpers
 from gymrl.rl.workshop import Workshop
@@ -44,10 +51,14 @@ class OnlineStage:
             pool = shop.pool_with(c.params(number))
             rollouts = replace(rollouts, max_turns=c.max_turns(number) or rollouts.max_turns)
             among = c.tasks(number)
+        agent, ready = shop.agent, None
+        if recipe.rl.prefix is not None:
+            agent = shop.loop.run(self._prefixed(recipe.rl.prefix, number, pool, rollouts, among))
+            ready = partial(guided, shop.learner, recipe.rl.prefix.entropy, recipe.sampling.temperature)
         done = shop.loop.run(
             online_step(
-                shop.learner, shop.agent, pool, rollouts, recipe.rl, recipe.sampling.temperature, number,
-                recipe.seed, self.first, self.helpers, among, self._shown(number),
+                shop.learner, agent, pool, rollouts, recipe.rl, recipe.sampling.temperature, number,
+                recipe.seed, self.first, self.helpers, among, self._shown(number), ready,
             )
         )  # fmt: skip
         if number % recipe.log.episodes_every == 0:
@@ -64,6 +75,24 @@ class OnlineStage:
             return []
         picked = chosen(number, len(demonstrations), recipe.sft.batch, stable_hash("beside", recipe.seed))
         return [sequence for i in picked for sequence in demonstrations[i]]
+
+    async def _prefixed(
+        self, settings: PrefixSection, number: int, pool: EnvPool, rollouts: RolloutSettings,
+        among: Sequence[int] | None,
+    ) -> GuidedAgent:  # fmt: skip
+        """The policy, whose first rollout of each of the step's groups begins as the oracle's; where the oracle does
+        not win, nothing is told."""
+        shop, rl = self.workshop, self.workshop.recipe.rl
+        jobs = jobs_of_step(pool, rl, number, shop.recipe.seed, self.first, among=among)
+        firsts = [job for job in jobs if job.sample == 0]
+        share = share_of(number, self.total, settings.first, settings.last)
+        prefixes = {}
+        for episode in await rollout(firsts, ScriptedAgent("oracle"), pool, rollouts):
+            if episode.valid and episode.success:
+                told = tokenise(episode, shop.renderer)
+                answers = tuple(turn.completion_ids for turn in told.turns)
+                prefixes[episode.group, episode.sample] = prefix_of(answers, share)
+        return shop.agent.told(prefixes)
 
     async def _rank(self, settings: CurriculumSection) -> list[int]:
         """The first training tasks by the potential that the policy has on them now."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gymrl.agents.records import Episode
+from gymrl.rl.reference import Reference
 from gymrl.rl.trainers.sft import sft_step
 from gymrl.rl.workshop import Workshop
 
@@ -15,10 +16,18 @@ class SftStage:
     def __init__(self, workshop: Workshop) -> None:
         self.workshop = workshop
         self.total = workshop.recipe.sft.steps
+        tokens = workshop.recipe.sft.tokens
+        self.reference: Reference | None = None
+        if tokens is not None and tokens.anchor:
+            self.reference = Reference(workshop.started, workshop.learner_settings(), workshop.accelerator)
 
     def step(self, number: int) -> tuple[dict[str, Any], list[Episode]]:
         shop = self.workshop
-        return sft_step(shop.learner, shop.demonstrations, shop.recipe.sft, number, shop.recipe.seed), []
+        s = shop.recipe.sft
+        metrics = sft_step(
+            shop.learner, shop.demonstrations, s, number, shop.recipe.seed, reference=self.reference
+        )
+        return metrics, []
 
     def facts(self, metrics: dict[str, Any]) -> dict[str, float]:
         return {"loss": metrics["loss"]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,9 +64,10 @@ async def online_step(
     learner: Learner, agent: ModelAgent, pool: EnvPool, rollouts: RolloutSettings, settings: RlSection,
     temperature: float, step: int, seed: int, first: int, helpers: Helpers | None = None,
     among: Sequence[int] | None = None, shown: Sequence[TokenSequence] = (),
+    ready: Callable[[list[Group]], list[Group]] | None = None,
 ) -> OnlineStep:  # fmt: skip
-    """Play, learn, and serve the new weights. Raises EngineFault if the engine failed (its episodes are lost, the
-    weights are as before)."""
+    """Play, learn, and serve the new weights. `ready` makes the groups that were played ready to learn from. Raises
+    EngineFault if the engine failed (its episodes are lost, the weights are as before)."""
     began, busy = time.perf_counter(), agent.engine.busy_seconds
     groups: list[Group] = []
     episodes: list[Episode] = []
@@ -84,6 +85,8 @@ async def online_step(
         if len(groups) >= settings.tasks:
             break
     played = time.perf_counter()
+    if ready is not None:
+        groups = ready(groups)
     metrics = learn(learner, groups, settings, temperature, step, helpers, shown)
     if settings.resample:
         metrics |= {"dropped_groups": dropped, "drop_rate": dropped / max(1, dropped + len(groups))}

@@ -16,6 +16,9 @@ from gymrl.rl.batches import Batch, TokenSequence
 from gymrl.rl.learner import Learner, LossOf, schedule
 from gymrl.rl.losses.aggregation import token_weights
 from gymrl.rl.recipes.models import SftSection, TokensSection
+from gymrl.rl.reference import Reference
+from gymrl.rl.supervised.anchor import anchored
+from gymrl.rl.supervised.key_tokens import key_weights
 
 
 def negative_logprob(batch: Batch, lp_N: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -28,11 +31,16 @@ def weighted(batch: Batch, lp_N: torch.Tensor) -> tuple[torch.Tensor, dict[str, 
     return -batch.advantage_N * lp_N, {}
 
 
-def with_weights(sequence: TokenSequence, discount: float, lp_n: torch.Tensor | None = None) -> TokenSequence:
+def with_weights(
+    sequence: TokenSequence, discount: float, lp_n: torch.Tensor | None = None, most: float = 9.0
+) -> TokenSequence:
     """A demonstration whose tokens weigh discount^(turns that follow), times their probability where `lp_n`, the
-    log-probabilities of its action tokens, is given (DFT)."""
+    log-probabilities of its action tokens, is given (DFT), times what key tokens weigh, at most `most`, where it has
+    them."""
     last = int(sequence.turn[sequence.action].max()) if sequence.actions else 0
     weight = np.where(sequence.action, discount ** (last - sequence.turn).clip(0), 0.0)
+    if sequence.key is not None:
+        weight *= key_weights(sequence.key, sequence.action, most)
     if lp_n is not None:
         weight[sequence.action] *= lp_n.double().exp().numpy()
     return replace(sequence, advantage=weight.astype(np.float32))
@@ -53,11 +61,14 @@ def prepared(
     tokens = settings.tokens or TokensSection()
     if tokens.masked:
         sequences = [masked(s, tokens.masked, tokens.blank, *key, n) for n, s in enumerate(sequences)]
-    if not tokens.dft and tokens.turn_discount == 1:
+    if not tokens.dft and not tokens.key and tokens.turn_discount == 1:
         counts = torch.tensor([s.actions for s in sequences], dtype=torch.long)
         return sequences, token_weights(counts, "token-mean").tolist(), negative_logprob
     scores = learner.score(sequences, temperature) if tokens.dft else [None] * len(sequences)
-    weighed = [with_weights(s, tokens.turn_discount, lp) for s, lp in zip(sequences, scores, strict=True)]
+    weighed = [
+        with_weights(s, tokens.turn_discount, lp, tokens.key_most)
+        for s, lp in zip(sequences, scores, strict=True)
+    ]
     total = float(sum(s.advantage.sum(dtype=np.float64) for s in weighed))
     return weighed, [1 / total if total else 0.0] * len(weighed), weighted
 
@@ -83,14 +94,23 @@ def sft_step(
     step: int,
     seed: int,
     temperature: float = 1.0,
+    reference: Reference | None = None,
 ) -> dict[str, Any]:
-    """One optimiser step, loss -sum(w lp) / sum(w) over the action tokens. Returns its metrics."""
+    """One optimiser step, loss -sum(w lp) / sum(w) over the action tokens, plus where there is a `reference` the anchor
+    times the mean KL(reference, policy) over them. Returns its metrics."""
     began = time.perf_counter()
     picked = chosen(step, len(demonstrations), settings.batch, seed)
     sequences = [sequence for i in picked for sequence in demonstrations[i]]
     sequences, weights, loss_of = prepared(learner, sequences, settings, temperature, seed, step)
     lr = schedule(step, settings.lr, settings.schedule.warmup, settings.steps, settings.schedule.name)
-    result = learner.step(sequences, weights, loss_of, lr, temperature)
+    actions = sum(s.actions for s in sequences)
+    anchor = settings.tokens.anchor if settings.tokens is not None else 0.0
+    if reference is None or not anchor or not actions or not any(weights):
+        result = learner.step(sequences, weights, loss_of, lr, temperature)
+    else:
+        scale = 1 / (actions * max(weights))
+        with anchored(learner, reference, loss_of, anchor, scale, temperature) as with_anchor:
+            result = learner.step(sequences, weights, with_anchor, lr, temperature)
     seconds = time.perf_counter() - began
     return {
         "loss": result.loss,
@@ -100,4 +120,4 @@ def sft_step(
         "tokens": result.tokens,
         "skipped": int(result.skipped),
         "time/step": seconds,
-    }
+    } | ({"anchor": result.sums["anchor"] / max(1, result.actions)} if "anchor" in result.sums else {})

@@ -1,0 +1,1 @@
+"""Learning from demonstrations: what weighs in SFT, what holds it back, and what of it goes into RL. One file each."""
