@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch.utils.checkpoint import checkpoint
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gymrl.agents.ragged import NAME
+from gymrl.rl import sharding
 from gymrl.rl.adapters import (
     AdapterSettings,
     adapter_state,
@@ -24,7 +25,9 @@ from gymrl.rl.adapters import (
     save_merged,
     with_adapter,
 )
-from gymrl.rl.batches import Batch, TokenSequence, cut, make_batch
+from gymrl.rl.batches import Batch, TokenSequence, make_batch
+from gymrl.rl.logprobs import LogProbs
+from gymrl.rl.processes import Processes, add_reports
 from gymrl.rl.trainable import AdapterFault, Trainable, trainable
 
 REMEMBERED, KNOWN = 32, 8
@@ -58,6 +61,8 @@ class LearnerSettings:
     adapter: AdapterSettings | None = None
     """An adapter (LoRA and its relatives) is trained instead of the parameters; its first values follow from `seed`."""
     seed: int = 0
+    shard: bool = False
+    """With several processes: parameters, gradients and moments lie in parts on them (FSDP2), not whole on each."""
     logits_budget: int = 2**24
     """Logits (numbers) held at once; more are computed in chunks and again in the backward pass."""
 
@@ -75,20 +80,34 @@ class StepResult:
 
 
 class Learner:
-    """Trains one policy. All randomness lies outside: the same calls give the same weights, bit for bit on the CPU."""
+    """Trains one policy. All randomness lies outside: the same calls give the same weights, bit for bit on the CPU.
+
+    Where several processes are up (torch.distributed), each has such a learner and makes the same calls with the same
+    arguments: it works through its share of the sequences, and what they find is added up. Results differ from one
+    process's by rounding alone.
+    """
 
     def __init__(
-        self, model: str | Path | PreTrainedModel, settings: LearnerSettings, accelerator: Accelerator
-    ) -> None:
-        if accelerator.num_processes > 1:
-            raise ValueError("training in several processes is not built yet: start one process")
+        self, model: str | Path | PreTrainedModel, settings: LearnerSettings, accelerator: Accelerator,
+        alone: bool = False,
+    ) -> None:  # fmt: skip
+        """`alone`: the other processes have no such learner."""
         self.settings, self.accelerator = settings, accelerator
+        self.processes = Processes(alone)
         if not isinstance(model, PreTrainedModel):
             model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation=NAME)
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         wrapped = model if settings.adapter is None else with_adapter(model, settings.adapter, settings.seed)
         self.model: Any = wrapped.to(accelerator.device).train()
+        self.scorer = LogProbs(self.model, settings.logits_budget, accelerator.autocast)
+        self.sharded = settings.shard and self.processes.size > 1
+        if self.sharded:
+            if settings.adapter is not None or settings.trainable != "all":
+                raise ValueError(
+                    "learner.shard is for models trained whole: set learner.trainable=all, or learner.shard=false"
+                )
+            sharding.shard(self.scorer, self.model, accelerator.device)
         self.optimizer = self._fresh_optimizer()
         self.updates = 0
         """Optimiser steps taken: the policy's version."""
@@ -124,23 +143,52 @@ class Learner:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Log-probabilities [N] (float32, nats) of the action tokens at the sampling temperature, and
         their entropy [N]."""
-        base = self.model.get_decoder() if hasattr(self.model, "get_decoder") else self.model.model
-        with self.accelerator.autocast():
-            hidden_T = base(
-                input_ids=batch.ids_T[None], position_ids=batch.packed.positions[None], ragged=batch.packed,
-                use_cache=False,
-            ).last_hidden_state[0]  # fmt: skip
-        head = self.model.get_output_embeddings()
-        hidden_N = hidden_T[batch.predict_N]
-        rows = max(1, self.settings.logits_budget // head.weight.shape[0])
-        if len(hidden_N) <= rows:
-            return _head_logprobs(hidden_N, head, batch.target_N, temperature, entropy)
-        parts = [
-            checkpoint(_head_logprobs, h, head, t, temperature, entropy, use_reentrant=False)
-            for h, t in zip(hidden_N.split(rows), batch.target_N.split(rows), strict=True)
-        ]
-        lp_N = torch.cat([part[0] for part in parts])
-        return lp_N, torch.cat([part[1] for part in parts]) if entropy else None
+        found: tuple[torch.Tensor, torch.Tensor | None] = self.scorer(batch, temperature, entropy)
+        return found
+
+    def _batches(
+        self, sequences: Sequence[TokenSequence], weights_S: Sequence[float]
+    ) -> Iterator[tuple[list[int], Batch, bool]]:
+        """This process's micro-batches, as indices of sequences and packed. Parts of a sharded model are gathered by
+        all processes together: one that has nothing to do is given a sequence that does not count (False)."""
+        for chosen in self.processes.share(sequences, self.settings.token_budget):
+            counts = any(sequences[i].actions for i in chosen)
+            if not counts and not self.sharded:
+                continue
+            rows = chosen or [min(range(len(sequences)), key=lambda i: sequences[i].tokens)]
+            packed = make_batch(
+                [sequences[i] for i in rows], [weights_S[i] for i in rows], self.accelerator.device
+            )
+            yield chosen, packed, counts
+
+    def _backward(
+        self, sequences: Sequence[TokenSequence], weights_S: Sequence[float], loss_of: LossOf, temperature: float,
+        entropy: bool, cause: Cause | None = None,
+    ) -> dict[str, float]:  # fmt: skip
+        """The gradient of the weighted sum of token losses, of all processes; returns sums over tokens."""
+        sums = {"loss": 0.0, "tokens": 0.0, "actions": 0.0}
+        for _, batch, counts in self._batches(sequences, weights_S):
+            lp_N, entropy_N = self.logprobs(batch, temperature, entropy)
+            if not counts:
+                self.accelerator.backward(lp_N.sum() * 0)
+                continue
+            loss_N, reports = loss_of(batch, lp_N)
+            weight_N = batch.weight_N if cause is None else batch.weight_N * cause(batch, lp_N.detach())
+            loss = (loss_N * weight_N).sum()
+            self.accelerator.backward(loss)
+            if entropy_N is not None:
+                reports = {"entropy": entropy_N.detach().sum(), **reports}
+            seen = {"loss": loss.item(), "tokens": batch.tokens, "actions": batch.actions}
+            add_reports(sums, seen | {name: value.item() for name, value in reports.items()})
+        if not self.sharded:
+            self.processes.add_gradients(p for _, p in self.trained())
+        return self.processes.add_reports(sums)
+
+    def _norm(self) -> torch.Tensor:
+        """The norm of the whole gradient."""
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads) if grads else torch.zeros(())
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     # -- one optimiser step ----------------------------------------------------------------------------
 
@@ -155,31 +203,13 @@ class Learner:
         """
         self.optimizer.zero_grad(set_to_none=True)
         self._draw()
-        total, sums, tokens, actions = 0.0, dict[str, float](), 0, 0
-        for chosen in cut(sequences, self.settings.token_budget):
-            batch = make_batch(
-                [sequences[i] for i in chosen], [weights_S[i] for i in chosen], self.accelerator.device
-            )
-            if not batch.actions:
-                continue
-            lp_N, entropy_N = self.logprobs(batch, temperature, entropy=True)
-            loss_N, reports = loss_of(batch, lp_N)
-            loss = (loss_N * batch.weight_N).sum()
-            self.accelerator.backward(loss)
-            total += loss.item()
-            tokens += batch.tokens
-            actions += batch.actions
-            assert entropy_N is not None
-            reports = {"entropy": entropy_N.detach().sum(), **reports}
-            for name, value in reports.items():
-                sums[name] = (
-                    max(sums.get(name, 0.0), value.item())
-                    if name.endswith("_max")
-                    else sums.get(name, 0.0) + value.item()
-                )
+        sums = self._backward(sequences, weights_S, loss_of, temperature, entropy=True)
+        total, tokens, actions = sums.pop("loss"), int(sums.pop("tokens")), int(sums.pop("actions"))
         if not actions:
             return StepResult(0.0, 0.0, tokens, 0, True, sums)
-        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip))
+        whole = self._norm()
+        torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.settings.grad_clip, whole)
+        norm = float(whole)
         trouble = self._trouble(norm)
         if trouble:
             self.troubles.append(trouble)
@@ -220,59 +250,57 @@ class Learner:
         self._draw()
         for name, cause in causes.items():
             self.optimizer.zero_grad(set_to_none=True)
-            for chosen in cut(sequences, self.settings.token_budget):
-                batch = make_batch(
-                    [sequences[i] for i in chosen], [weights_S[i] for i in chosen], self.accelerator.device
-                )
-                if not batch.actions:
-                    continue
-                lp_N, _ = self.logprobs(batch, temperature)
-                loss_N, _ = loss_of(batch, lp_N)
-                self.accelerator.backward((loss_N * batch.weight_N * cause(batch, lp_N.detach())).sum())
-            grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-            found[name] = float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
+            self._backward(sequences, weights_S, loss_of, temperature, entropy=False, cause=cause)
+            found[name] = float(self._norm())
         self.optimizer.zero_grad(set_to_none=True)
         return found
 
     @torch.no_grad()
-    def score(self, sequences: Sequence[TokenSequence], temperature: float = 1.0) -> list[torch.Tensor]:
-        """Log-probabilities of each sequence's action tokens, [n_i] float32 on the CPU, in the sequences' order."""
-        found: list[torch.Tensor] = [torch.empty(0)] * len(sequences)
-        for chosen in cut(sequences, self.settings.token_budget):
-            batch = make_batch([sequences[i] for i in chosen], [0.0] * len(chosen), self.accelerator.device)
-            lp_N, _ = self.logprobs(batch, temperature)
-            for row, i in enumerate(chosen):
-                found[i] = lp_N[batch.sequence_N == row].cpu()
-        return found
+    def score(
+        self, sequences: Sequence[TokenSequence], temperature: float = 1.0, adapter: bool = True
+    ) -> list[torch.Tensor]:
+        """Log-probabilities of each sequence's action tokens, [n_i] float32 on the CPU, in the sequences' order;
+        without `adapter` those of the model that it started from."""
+        counts = [s.actions for s in sequences]
+        parts = torch.zeros(sum(counts)).split(counts)
+        with nullcontext() if adapter else self.model.disable_adapter():
+            for chosen, batch, counts_ in self._batches(sequences, [0.0] * len(sequences)):
+                lp_N, _ = self.logprobs(batch, temperature)
+                for row, i in enumerate(chosen if counts_ else ()):
+                    parts[i].copy_(lp_N[batch.sequence_N == row])
+        if self.processes.size == 1:
+            return list(parts)
+        flat = torch.cat(parts) if parts else torch.zeros(0)
+        return list(self.processes.add(flat.to(self.accelerator.device)).cpu().split(counts))
 
     # -- weights ---------------------------------------------------------------------------------------
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Names and tensors as in the Hugging Face state dict, for `Engine.load_weights`; an adapter is merged in."""
         if self.settings.adapter is not None:
-            yield from merged_weights(self.model)
-        else:
-            yield from self.model.state_dict().items()
+            return merged_weights(self.model)
+        state = self.model.state_dict()
+        return iter((sharding.whole(state) if self.sharded else state).items())
 
     def save(self, folder: Path) -> None:
-        """Write the model in Hugging Face form; an adapter is merged in, and kept in `folder/adapter` too."""
+        """Write the model in Hugging Face form (the first process does); an adapter is merged in, and kept in
+        `folder/adapter` too."""
+        weights = dict(self.weights()) if self.sharded else None
+        if self.processes.rank:
+            return
         if self.settings.adapter is not None:
             save_merged(self.model, folder)
         else:
-            self.model.save_pretrained(folder)
-
-    @contextmanager
-    def without_adapter(self) -> Iterator[None]:
-        """Inside it, the model is the one that the adapter started from."""
-        with self.model.disable_adapter():
-            yield
+            self.model.save_pretrained(folder, state_dict=weights)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the weights. An adapter is part of it: the learner goes on from the weights it
-        was laid beside, not from the merged ones."""
+        """What a checkpoint holds beside the weights, whatever the number of processes. An adapter is part of it: the
+        learner goes on from the weights it was laid beside, not from the merged ones."""
         adapter = {} if self.settings.adapter is None else {"adapter": adapter_state(self.model)}
+        optimizer = self.optimizer.state_dict()
         return {
-            "optimizer": self.optimizer.state_dict(), "updates": self.updates, "norms": list(self.norms), **adapter,
+            "optimizer": sharding.whole(optimizer) if self.sharded else optimizer, "updates": self.updates,
+            "norms": list(self.norms), **adapter,
         }  # fmt: skip
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -283,24 +311,12 @@ class Learner:
             )
         if "adapter" in state:
             load_adapter_state(self.model, state["adapter"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        moments = state["optimizer"]
+        self.optimizer.load_state_dict(
+            sharding.split_state(self.optimizer, moments) if self.sharded else moments
+        )
         self.updates = state["updates"]
         self.norms = list(state.get("norms", []))
-
-
-def _head_logprobs(
-    hidden_N: torch.Tensor, head: torch.nn.Module, target_N: torch.Tensor, temperature: float, entropy: bool
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    logits_NV = head(hidden_N).float()
-    if temperature not in (0.0, 1.0):
-        logits_NV = logits_NV / temperature
-    all_lp_NV = logits_NV.log_softmax(-1)
-    lp_N = all_lp_NV.gather(-1, target_N[:, None])[:, 0]
-    if not entropy:
-        return lp_N, None
-    with torch.no_grad():
-        entropy_N = -(all_lp_NV.exp() * all_lp_NV).sum(-1)
-    return lp_N, entropy_N
 
 
 def schedule(step: int, lr: float, warmup: int, steps: int, decay: str = "constant") -> float:

@@ -15,22 +15,31 @@ from gymrl.rl.recipes.models import RlSection
 LossOf = Callable[[Batch, torch.Tensor], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 
 
-def loss_of_settings(settings: RlSection) -> LossOf:
-    """(batch, lp_N) -> the loss of every action token [N] and sums over tokens to be reported."""
-    policy_loss = find("loss", settings.loss.name).bind(settings.loss.settings)
-    corrector = find("correction", settings.correction.name)
-    correct = corrector.bind(settings.correction.settings)
-    cap = corrector.check(settings.correction.settings).get("cap")
-    penalty = settings.kl if settings.kl is not None and settings.kl.place == "loss" else None
+class Objective:
+    """(batch, lp_N) -> the loss of every action token [N] and sums over tokens to be reported.
 
-    def loss_of(batch: Batch, lp_N: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    It can be sent to another process, which then finds the same functions by their names.
+    """
+
+    def __init__(self, settings: RlSection) -> None:
+        self.settings = settings
+        self.policy_loss = find("loss", settings.loss.name).bind(settings.loss.settings)
+        corrector = find("correction", settings.correction.name)
+        self.correct = corrector.bind(settings.correction.settings)
+        self.cap = corrector.check(settings.correction.settings).get("cap")
+        self.penalty = settings.kl if settings.kl is not None and settings.kl.place == "loss" else None
+
+    def __reduce__(self) -> tuple[type[Objective], tuple[RlSection]]:
+        return Objective, (self.settings,)
+
+    def __call__(self, batch: Batch, lp_N: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         old_N = lp_N.detach() if batch.old_N is None else batch.old_N
         tensors: dict[str, Any] = {
             "lp_N": lp_N, "old_lp_N": old_N, "advantages_N": batch.advantage_N, "mu_lp_N": batch.mu_N,
             "sequence_N": batch.sequence_N,
         }  # fmt: skip
-        loss_N, clipped_N = policy_loss(tensors)
-        rho_N, _ = correct(tensors)
+        loss_N, clipped_N = self.policy_loss(tensors)
+        rho_N, _ = self.correct(tensors)
         gap_N = (old_N - batch.mu_N).abs()
         total_N = loss_N * rho_N
         sampled_N = ~batch.guided_N
@@ -41,13 +50,16 @@ def loss_of_settings(settings: RlSection) -> LossOf:
             "clip_share": clipped_N.sum(),
             "mismatch_mean": gap_N.sum(),
             "mismatch_max": gap_N.max(),
-            "importance_truncated": ((rho_N >= cap) if cap is not None else (rho_N == 0)).sum(),
+            "importance_truncated": ((rho_N >= self.cap) if self.cap is not None else (rho_N == 0)).sum(),
         }
         if batch.ref_N is not None:
             reports["kl"] = kl(lp_N.detach(), batch.ref_N, "k3").sum()
-            if penalty is not None:
-                cost_N = penalty.coefficient * kl(lp_N, batch.ref_N, penalty.estimator)
+            if self.penalty is not None:
+                cost_N = self.penalty.coefficient * kl(lp_N, batch.ref_N, self.penalty.estimator)
                 total_N = total_N + torch.where(sampled_N, cost_N, torch.zeros_like(cost_N))
         return total_N, reports
 
-    return loss_of
+
+def loss_of_settings(settings: RlSection) -> LossOf:
+    """The loss that the settings ask for."""
+    return Objective(settings)

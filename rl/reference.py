@@ -57,5 +57,4 @@ class WithoutAdapter(Reference):
         self.scorer, self.decay = learner, None
 
     def score(self, sequences: Sequence[TokenSequence], temperature: float = 1.0) -> list[torch.Tensor]:
-        with self.scorer.without_adapter():
-            return self.scorer.score(sequences, temperature)
+        return self.scorer.score(sequences, temperature, adapter=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from gymrl.agents.evaluation import summarise
 from gymrl.agents.records import Episode
 from gymrl.rl.algorithms import find
-from gymrl.rl.batches import TokenSequence, at_actions, kept_only, sequences_of
+from gymrl.rl.batches import Batch, TokenSequence, at_actions, kept_only, sequences_of
 from gymrl.rl.credit import Judged, assign
 from gymrl.rl.critic import Critic, with_targets
 from gymrl.rl.filters import FilterSettings, Verdict, judge, reward_table
@@ -219,12 +220,23 @@ UNLIKELY = 0.1
 
 def causes(version: int) -> dict[str, Cause]:
     """What may make a gradient: void turns, unlikely tokens, those of weights older than `version`; and all of them."""
-    return {
-        "all": lambda batch, lp_N: torch.ones_like(lp_N, dtype=torch.bool),
-        "void": lambda batch, lp_N: batch.void_N,
-        "unlikely": lambda batch, lp_N: lp_N < math.log(UNLIKELY),
-        "stale": lambda batch, lp_N: (batch.version_N < version) & ~batch.guided_N,
-    }
+    return {"all": _all, "void": _void, "unlikely": _unlikely, "stale": partial(_stale, version)}
+
+
+def _all(batch: Batch, lp_N: torch.Tensor) -> torch.Tensor:
+    return torch.ones_like(lp_N, dtype=torch.bool)
+
+
+def _void(batch: Batch, lp_N: torch.Tensor) -> torch.Tensor:
+    return batch.void_N
+
+
+def _unlikely(batch: Batch, lp_N: torch.Tensor) -> torch.Tensor:
+    return lp_N < math.log(UNLIKELY)
+
+
+def _stale(version: int, batch: Batch, lp_N: torch.Tensor) -> torch.Tensor:
+    return (batch.version_N < version) & ~batch.guided_N
 
 
 def _masked(sequence: TokenSequence, correct: Any) -> TokenSequence:
