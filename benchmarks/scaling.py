@@ -2,8 +2,9 @@
 
     python benchmarks/scaling.py [--plot docs/scaling.svg] [--repeats 3]
 
-Batch: 1 to 16 times as many episodes. Length: the same number of episodes, of 1 to 16 times as many tokens. The exponent
-is the slope of log seconds over log tokens: 1 is linear. Attention grows with the square of an episode's length.
+Batch: 1 to 16 times as many episodes. Length: the same number of episodes, of 1 to 16 times as many tokens. The
+exponent is the slope of log seconds over log tokens: 1 is linear. Attention grows with the square of an episode's
+length.
 """
 
 from __future__ import annotations
@@ -14,9 +15,13 @@ import time
 from pathlib import Path
 from statistics import fmean
 
-from accelerate import Accelerator
-from common import alternate
+from common import alternate  # first: it sets how torch's threads wait
 from peers import episodes, model
+
+# isort: split
+
+import torch
+from accelerate import Accelerator
 
 from gymrl.rl.batches import TokenSequence
 from gymrl.rl.learner import Learner, LearnerSettings
@@ -24,8 +29,6 @@ from gymrl.rl.losses.aggregation import token_weights
 from gymrl.rl.memory import keep_freed_memory
 from gymrl.rl.objective import loss_of_settings
 from gymrl.rl.recipes.models import RlSection
-
-import torch  # isort: skip - after common, which sets how its threads wait
 
 TIMES = (1, 2, 4, 8, 16)
 VOCAB = 512

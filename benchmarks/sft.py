@@ -13,10 +13,13 @@ import argparse
 import time
 from collections.abc import Callable
 
+from common import alternate  # first: it sets how torch's threads wait
+from peers import check_alike, episodes, model, tokenizer, trainer_settings
+
+# isort: split
+
 import torch
 from accelerate import Accelerator
-from common import alternate
-from peers import check_alike, episodes, model, tokenizer, trainer_settings
 
 from gymrl.rl.batches import TokenSequence
 from gymrl.rl.learner import Learner, LearnerSettings
