@@ -67,6 +67,27 @@ class Environment:
         """The tools on offer from the first observation on."""
         return ()
 
+    def describe_task(self, task: TaskSpec) -> str | None:
+        """Optional: all that makes the problem of `task`, hidden parts included, without building the world.
+
+        The checker compares it over thousands of tasks to see that splits share nothing. None: it compares first
+        observations.
+        """
+        return None
+
+    def task_families(self) -> tuple[Mapping[str, Any], ...]:
+        """Optional: for a world that draws from several task families, the parameters that select each of them.
+        The checker tries the verifier of each family by itself."""
+        return ()
+
+    def give_hint(self) -> str:
+        """Optional: what a teacher would say in the world's present state, for the `hints` wrapper."""
+        raise NotImplementedError(f"{type(self).__name__} gives no hints: it has no give_hint()")
+
+    def measure_progress(self) -> float:
+        """Optional: how far the task has come, from 0 (begun) to 1 (done), for the `progress` wrapper."""
+        raise NotImplementedError(f"{type(self).__name__} does not know its progress: it has no measure_progress()")
+
     def snapshot(self) -> Any:
         """Optional: the world's state as a value that `restore` takes back, for branching."""
         raise NotImplementedError(f"{type(self).__name__} cannot be branched: it has no snapshot()")

@@ -9,7 +9,7 @@ from typing import Any
 from gymrl.envs.code_interpreter.problems import Arithmetic, Problem, ProblemSource
 from gymrl.envs.environment import Environment
 from gymrl.envs.marks import answer, code_blocks
-from gymrl.envs.records import Action, Message, Observation
+from gymrl.envs.records import Action, Message, Observation, TaskSpec
 from gymrl.sandboxes import Result, Session, shared_sandbox
 
 INSTRUCTIONS = "Write Python in a ```python block to run it. End with <answer>...</answer>."
@@ -79,6 +79,13 @@ class CodeInterpreter(Environment):
 
     def random_action(self, rng: random.Random) -> str:
         return f"<answer>{rng.randrange(-1000, 10000)}</answer>"
+
+    def describe_task(self, task: TaskSpec) -> str:
+        drawn = self.source.draw(task, task.rng())
+        return f"{drawn.kind}\n{drawn.question}"
+
+    def task_families(self) -> tuple[dict[str, Any], ...]:
+        return tuple({"tasks": name} for name in self.source.families_by_name())
 
     async def close(self) -> None:
         if self.session:

@@ -27,6 +27,10 @@ class ProblemSource(Protocol):
 
     def score(self, problem: Problem, answer: str) -> float: ...
 
+    def families_by_name(self) -> tuple[str, ...]:
+        """What `tasks` has to be for each of the families that are drawn from; () where there is but one."""
+        ...
+
 
 class Arithmetic:
     """Expressions of `terms` whole numbers of up to `digits` digits, under +, - and *.
@@ -48,6 +52,9 @@ class Arithmetic:
 
     def score(self, problem: Problem, answer: str) -> float:
         return float(answer.strip() == problem.answer)
+
+    def families_by_name(self) -> tuple[str, ...]:
+        return ()
 
     def _expression(self, rng: random.Random) -> str:
         numbers = [str(rng.randrange(10 ** (self.digits - 1), 10**self.digits)) for _ in range(self.terms)]

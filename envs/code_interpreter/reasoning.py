@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import random
 import re
+from functools import lru_cache
 from typing import Any
 
 from reasoning_gym.factory import DATASETS, create_dataset
@@ -91,22 +92,10 @@ class ReasoningTasks:
 
         Raises EnvironmentFault if the package fails, or has no problem for that split.
         """
-        family = rng.choice(self.families)
-        for attempt in range(MAX_DRAWS):
-            seed = stable_hash("reasoning-gym", family, task.seed, attempt)
-            try:
-                dataset = create_dataset(family, seed=seed, size=1)
-                item: dict[str, Any] = dataset[0]
-            except Exception as error:
-                raise EnvironmentFault(
-                    f"reasoning-gym's {family} failed for seed {seed}: {error!r}"
-                ) from error
-            question = str(item["question"])
-            if task.owns(f"{family}\n{question}"):
-                return Problem(question, str(item["answer"]).strip(), family, (dataset, item))
-        raise EnvironmentFault(
-            f"reasoning-gym's {family} has no problem for {task.split} in {MAX_DRAWS} draws"
-        )
+        return _problem(rng.choice(self.families), task)
+
+    def families_by_name(self) -> tuple[str, ...]:
+        return tuple(f"reasoning-gym:{name}" for name in self.families) if len(self.families) > 1 else ()
 
     def score(self, problem: Problem, answer: str) -> float:
         """1.0 for a right answer, else 0.0.
@@ -129,6 +118,22 @@ class ReasoningTasks:
                 ) from error
             return 0.0
         return float(score >= 1.0)
+
+
+@lru_cache(32)
+def _problem(family: str, task: TaskSpec) -> Problem:
+    """The family's problem for a task; kept for a while, as the rollouts of a group all ask for one."""
+    for attempt in range(MAX_DRAWS):
+        seed = stable_hash("reasoning-gym", family, task.seed, attempt)
+        try:
+            dataset = create_dataset(family, seed=seed, size=1)
+            item: dict[str, Any] = dataset[0]
+        except Exception as error:
+            raise EnvironmentFault(f"reasoning-gym's {family} failed for seed {seed}: {error!r}") from error
+        question = str(item["question"])
+        if task.owns(f"{family}\n{question}"):
+            return Problem(question, str(item["answer"]).strip(), family, (dataset, item))
+    raise EnvironmentFault(f"reasoning-gym's {family} has no problem for {task.split} in {MAX_DRAWS} draws")
 
 
 def sound_families() -> tuple[str, ...]:

@@ -9,8 +9,8 @@ from typing import Any
 import textworld
 
 from gymrl.envs.environment import Environment
-from gymrl.envs.records import Action, Message, Observation
-from gymrl.envs.textworld.games import GameSettings, game_file
+from gymrl.envs.records import Action, Message, Observation, TaskSpec
+from gymrl.envs.textworld.games import GameSettings, forget_propositions, game_file, problem_of
 
 INSTRUCTIONS = "You play a text game. Reply with one command."
 REWARDS = ("sparse", "balanced", "dense")
@@ -76,6 +76,7 @@ class TextWorld(Environment):
         self.game: textworld.Environment | None = None
 
     def reset(self) -> Observation:
+        forget_propositions()
         path = str(game_file(self.task, self.settings))
         if self.game is None:
             infos = textworld.EnvInfos(
@@ -131,6 +132,19 @@ class TextWorld(Environment):
 
     def random_action(self, rng: random.Random) -> str:
         return str(rng.choice(self.state["admissible_commands"]))
+
+    def describe_task(self, task: TaskSpec) -> str:
+        return problem_of(task, self.settings)
+
+    def measure_progress(self) -> float:
+        won = bool(self.state["won"])
+        lost = not won and (bool(self.state["lost"]) or not self.state["policy_commands"])
+        return float(won) if won or lost else max(0.0, 1.0 - len(self.state["policy_commands"]) / self.distance)
+
+    def give_hint(self) -> str:
+        """The next command's verb and nothing else: where to look, not what to say."""
+        ways = self.state["policy_commands"]
+        return f"Think of the verb {str(ways[0]).split()[0]!r}." if ways else "Look around."
 
     def close(self) -> None:
         if self.game is not None:
