@@ -21,14 +21,16 @@ Backend = Annotated[str, typer.Option(help="auto, namespaces, confined, docker o
 def check(
     backend: Backend = "auto",
     only: Annotated[str, typer.Option(help="Only the attacks whose group or name contains this.")] = "",
+    shell: Annotated[bool, typer.Option("--shell", help="Attack by way of a shell.")] = False,
 ) -> None:
     """Attack the sandbox, here and now: one line for each attack; the exit code is not 0 if one gets through."""
-    raise typer.Exit(asyncio.run(_check(backend, only)))
+    raise typer.Exit(asyncio.run(_check(backend, only, shell)))
 
 
-async def _check(backend: str, only: str) -> int:
+async def _check(backend: str, only: str, shell: bool) -> int:
     from gymrl.sandboxes import open_sandbox
     from gymrl.sandboxes.attacks import ATTACKS, check
+    from gymrl.sandboxes.attacks.shells import ShellSandbox
 
     if backend == "none":
         raise ValueError(
@@ -39,6 +41,8 @@ async def _check(backend: str, only: str) -> int:
     if not attacks:
         raise ValueError(f"no attack has {only!r} in its name: leave --only away to see them all")
     box = open_sandbox(backend, workers=1)
+    if shell:
+        box = ShellSandbox(box)
     stopped = 0
     try:
         async for verdict in check(box, attacks):
@@ -49,7 +53,9 @@ async def _check(backend: str, only: str) -> int:
                 print(f"{'':<12}{' '.join(verdict.how.split())}", flush=True)
     finally:
         await box.close()
-    print(f"{stopped} of {len(attacks)} stopped by the sandbox {box.backend!r}")
+    print(
+        f"{stopped} of {len(attacks)} stopped by the sandbox {box.backend!r}{' in a shell' if shell else ''}"
+    )
     return 0 if stopped == len(attacks) else 1
 
 

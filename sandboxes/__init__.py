@@ -6,14 +6,22 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gymrl.sandboxes.base import Limits, Result, Sandbox, SandboxFault, SandboxUnavailable, Session
+from gymrl.sandboxes.base import (
+    Limits,
+    Result,
+    Sandbox,
+    SandboxFault,
+    SandboxUnavailable,
+    Session,
+    ShellSession,
+)
 
 if TYPE_CHECKING:
     from gymrl.sandboxes.pool import PoolSandbox
 
 __all__ = [
-    "BACKENDS", "Limits", "Result", "Sandbox", "SandboxFault", "SandboxUnavailable", "Session", "open_sandbox",
-    "shared_sandbox",
+    "BACKENDS", "Limits", "Result", "Sandbox", "SandboxFault", "SandboxUnavailable", "Session",
+    "ShellSession", "open_sandbox", "shared_sandbox",
 ]  # fmt: skip
 
 BACKENDS = ("namespaces", "confined", "docker", "none")

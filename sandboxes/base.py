@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -96,6 +97,44 @@ class Session(abc.ABC):
     async def close(self) -> None: ...
 
 
+class ShellSession(abc.ABC):
+    """A real bash in a working tree of its own, which lives on from one command to the next.
+
+    The folder, exported and other variables, functions, options and files live on; processes end with the command that
+    started them. A command that is stopped, or that ends the bash itself (`exit`), leaves the files as they are, and a
+    new bash goes on in the folder and with the exported variables that the command began with; the end of its `stderr`
+    says so.
+    """
+
+    @abc.abstractmethod
+    async def exec(self, command: str, timeout: float = 10.0, limits: Limits | None = None) -> Result:
+        """Have the bash evaluate a command (or a script). limits: the shell's own, unless given.
+
+        The address space of a process, the largest file and the room on disk are the shell's own in any case. Raises
+        SandboxFault if the sandbox failed, ValueError for a bad time-out.
+        """
+
+    @abc.abstractmethod
+    async def read_file(self, path: str, most: int = 16 * 2**20) -> bytes:
+        """A file's bytes, read with the rights of the shell's programs; a relative path is below the working tree.
+
+        Raises OSError (FileNotFoundError, IsADirectoryError, ...) as `open` does, with EFBIG for more than `most`
+        bytes, and SandboxFault if the sandbox failed.
+        """
+
+    @abc.abstractmethod
+    async def write_file(self, path: str, data: bytes | str) -> None:
+        """Make a file hold just this (text as UTF-8), and the folders above it, with the rights of the shell's
+        programs; a relative path is below the working tree. Raises as `read_file` does."""
+
+    @abc.abstractmethod
+    async def reset(self) -> None:
+        """The working tree as it was given, an empty temporary folder, and a new bash."""
+
+    @abc.abstractmethod
+    async def close(self) -> None: ...
+
+
 class Sandbox(abc.ABC):
     """Runs programs, each one in a world of its own."""
 
@@ -108,6 +147,15 @@ class Sandbox(abc.ABC):
     @abc.abstractmethod
     async def session(self, checkpoint: bool = True) -> Session:
         """A session. checkpoint: whether a run that goes wrong is undone (about a millisecond a run) or ends it."""
+
+    @abc.abstractmethod
+    async def shell(self, tree: str | os.PathLike[str] = "", limits: Limits | None = None) -> ShellSession:
+        """A bash in a copy of the folder `tree` ('': in an empty one). limits: of every command, unless it is given
+        others.
+
+        Raises SandboxUnavailable where this sandbox has no shell, ValueError for a folder that cannot be read or is
+        too large, SandboxFault if the sandbox failed.
+        """
 
     @abc.abstractmethod
     async def close(self) -> None: ...

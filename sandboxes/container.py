@@ -53,8 +53,8 @@ class DockerSandbox(PoolSandbox):
         finally:
             client.close()
 
-    def open_worker(self) -> Worker:
-        return ContainerWorker(self.image, self.preload)
+    def open_worker(self, size: int = 0, names: int = 0) -> Worker:
+        return ContainerWorker(self.image, self.preload, size, names)
 
     def containers(self) -> list[str]:
         """Ids of the containers that wait for a run."""
@@ -200,7 +200,7 @@ class ContainerProcess:
 class ContainerWorker(Worker):
     """A worker in a container of its own."""
 
-    def __init__(self, image: str, preload: tuple[str, ...] = ()) -> None:
+    def __init__(self, image: str, preload: tuple[str, ...] = (), size: int = 0, names: int = 0) -> None:
         self.tier, self.owner, self.uses = "docker", os.getpid(), 0
         self.client = connect()
         self.folder = tempfile.mkdtemp(prefix=PREFIX)
@@ -210,7 +210,7 @@ class ContainerWorker(Worker):
         self.log = tempfile.TemporaryFile()  # noqa: SIM115  (closed by _end)
         self.control = socket.socket(socket.AF_UNIX)
         try:
-            self.container = self._create(image, preload, door)
+            self.container = self._create(image, preload, door, size, names)
             self.container.start()
             self.container.reload()
         except BaseException as error:
@@ -232,14 +232,15 @@ class ContainerWorker(Worker):
         self._connect(door / "socket")
         self._await_ready()
 
-    def _create(self, image: str, preload: tuple[str, ...], door: Path) -> Any:
+    def _create(self, image: str, preload: tuple[str, ...], door: Path, room: int, names: int) -> Any:
         config = {
             "tier": "docker", "folder": "", "control": "/run/gymrl/socket", "packages": (), "preload": preload,
             "parent": 0, "house": "/gymrl",
         }  # fmt: skip
         limits = Limits()
         flags = ["-s", "-P", "-B", "-X", "utf8", *([] if preload else ["-S"])]
-        size = f"rw,nosuid,nodev,mode=1777,size={limits.disk},nr_inodes=8192"
+        size = f"rw,exec,nosuid,nodev,mode=1777,size={limits.disk + room},nr_inodes={8192 + names}"
+        memory = 4 * limits.memory + 3 * room  # a working tree is there twice: as files, and to be put back
         places = {
             str(HOUSE): {"bind": "/gymrl", "mode": "ro"},
             str(door): {"bind": "/run/gymrl", "mode": "rw"},
@@ -252,7 +253,7 @@ class ContainerWorker(Worker):
             labels={LABEL: owner(), FOLDER: self.folder},
             network_mode="none", ipc_mode="none", read_only=True, user=NOBODY, cap_drop=["ALL"],
             security_opt=["no-new-privileges:true", f"seccomp={profile()}"],
-            mem_limit=4 * limits.memory, memswap_limit=4 * limits.memory, pids_limit=PROCESSES,
+            mem_limit=memory, memswap_limit=memory, pids_limit=PROCESSES,
             tmpfs={"/work": size, "/tmp": size}, volumes=places, hostname="sandbox", working_dir="/",
             log_config={"type": "json-file", "config": {"max-size": "1m"}},
         )  # fmt: skip

@@ -26,24 +26,11 @@ _LEFT_OUT = {
     "turtledemo",
     "tkinter",
 }
-COMMANDS = (
-    "sh",
-    "bash",
-    "ls",
-    "cat",
-    "cp",
-    "mv",
-    "rm",
-    "mkdir",
-    "sleep",
-    "true",
-    "false",
-    "env",
-    "grep",
-    "sed",
-    "head",
-    "tail",
-)
+COMMANDS = """
+sh bash ls cat cp mv rm mkdir sleep true false env grep sed head tail awk basename chmod cmp comm cut date dd diff
+dirname du expr find gzip id ln mkfifo mktemp nl od patch readlink realpath rmdir seq setsid sha256sum sort stat tar tee
+test timeout touch tr uname uniq wc which xargs yes
+"""
 
 
 def tag() -> str:
@@ -75,7 +62,7 @@ def write_tar(file: IO[bytes]) -> None:
     """A root file system with Python, its libraries, and a few commands."""
     binary = os.path.realpath(sys.executable)
     standard = os.path.realpath(os.path.dirname(os.__file__))
-    commands = [path for name in COMMANDS if (path := shutil.which(name, path="/usr/bin:/bin"))]
+    commands = [path for name in COMMANDS.split() if (path := shutil.which(name, path="/usr/bin:/bin"))]
     extensions = [str(path) for path in Path(standard, "lib-dynload").glob("*.so")]
     places = {binary, *commands, *libraries([binary, *commands, *extensions])}
     with tarfile.open(fileobj=file, mode="w") as tar:
@@ -100,7 +87,9 @@ def write_tar(file: IO[bytes]) -> None:
             _link(tar, "usr/bin/python3", binary)
         _text(tar, "etc/passwd", "nobody:x:65534:65534::/work:/bin/sh\n")
         _text(tar, "etc/group", "nogroup:x:65534:\n")
-        for place in sorted(places):
+        for place in {
+            _inside(place): place for place in sorted(places)
+        }.values():  # one file may go by two paths
             _file(tar, place, folders)
         for module in sorted(Path(standard).rglob("*")):  # compiled modules too: the root is read-only
             parts = module.relative_to(standard).parts

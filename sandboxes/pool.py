@@ -15,7 +15,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from gymrl.sandboxes import worker as workers
-from gymrl.sandboxes.base import Limits, Result, Sandbox, SandboxFault, SandboxUnavailable, Session
+from gymrl.sandboxes.base import (
+    Limits,
+    Result,
+    Sandbox,
+    SandboxFault,
+    SandboxUnavailable,
+    Session,
+    ShellSession,
+)
 from gymrl.sandboxes.inside import protocol
 from gymrl.sandboxes.worker import Stream, Worker
 
@@ -44,7 +52,8 @@ class PoolSandbox(Sandbox):
         self._threads = ThreadPoolExecutor(self.size, "gymrl-sandbox")
         self._idle: queue.LifoQueue[Worker] = queue.LifoQueue()
 
-    def open_worker(self) -> Worker:
+    def open_worker(self, size: int = 0, names: int = 0) -> Worker:
+        """A new worker. size, names: bytes and files of a working tree that it is to have room for."""
         return Worker(self.tier, self.preload, self.packages)
 
     def probe(self) -> None:
@@ -80,9 +89,10 @@ class PoolSandbox(Sandbox):
                 return worker
             worker.close()
 
-    def _fresh(self) -> Worker:
+    def _fresh(self, size: int = 0, names: int = 0) -> Worker:
+        """Another worker, with room for a working tree of so many bytes and files."""
         try:
-            return self.open_worker()
+            return self.open_worker(size, names)
         except SandboxUnavailable as error:  # it could be built before: to the caller this is a failure
             raise SandboxFault(str(error)) from error
 
@@ -98,6 +108,20 @@ class PoolSandbox(Sandbox):
 
         self._pool()
         return PoolSession(self._fresh, self.backend, checkpoint)
+
+    async def shell(self, tree: str | os.PathLike[str] = "", limits: Limits | None = None) -> ShellSession:
+        """A bash in a copy of the folder `tree`, in a worker of its own, which is running when this returns."""
+        from gymrl.sandboxes.shell import PoolShell
+
+        self._pool()
+        if self.tier == "confined":
+            raise SandboxUnavailable(
+                "the sandbox 'confined' starts no processes, and a shell does little else: "
+                "take 'namespaces' or 'docker' for shells"
+            )
+        shell = PoolShell(self._fresh, self.backend, tree, limits or Limits())
+        await shell.open()
+        return shell
 
     async def close(self) -> None:
         """End the workers once the runs in flight are over. Sessions are closed by whoever opened them."""

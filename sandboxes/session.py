@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 from gymrl.sandboxes import worker as workers
 from gymrl.sandboxes.base import Limits, Result, SandboxFault, Session
+from gymrl.sandboxes.exchange import Exchange
 from gymrl.sandboxes.inside import protocol
-from gymrl.sandboxes.pool import check_timeout, in_thread
+from gymrl.sandboxes.pool import check_timeout
 from gymrl.sandboxes.worker import Outcome, Stream, Worker
 
 
@@ -21,25 +21,29 @@ class PoolSession(Session):
 
     def __init__(self, open_worker: Callable[[], Worker], backend: str, checkpoint: bool) -> None:
         self._open, self.backend, self.checkpoint = open_worker, backend, checkpoint
-        self._threads = ThreadPoolExecutor(1, "gymrl-session")
-        self._worker: Worker | None = None
-        self._streams: list[Stream] = []
+        self._exchange = Exchange("gymrl-session")
         self._known: set[int] = set()
         self._closed = False
+
+    @property
+    def _worker(self) -> Worker | None:
+        return self._exchange.worker
 
     async def run(self, code: str, timeout: float = 5.0, limits: Limits | None = None) -> Result:
         """Run code in the session. Raises SandboxFault, and ValueError for a bad time-out."""
         check_timeout(timeout)
         self._check()
-        return await in_thread(self._threads, lambda: self._run(code, timeout, limits or Limits()))
+        source = (b"c" if self.checkpoint else b"-") + code.encode("utf-8", "surrogatepass")
+        bounds = limits or Limits()
+        return await self._exchange.turn(lambda: self._begin(source, timeout, bounds), len(source))
 
     async def reset(self) -> None:
         if not self._closed:
-            await in_thread(self._threads, self._reset)
+            await self._exchange.call(self._reset)
 
     async def snapshot(self) -> int:
         self._check()
-        outcome = await in_thread(self._threads, lambda: self._ask(protocol.SNAPSHOT))
+        outcome = await self._exchange.call(lambda: self._ask(protocol.SNAPSHOT))
         if outcome.cause == protocol.ASKED:
             raise ValueError("this session has 64 snapshots: forget() one first")
         if outcome.lost:
@@ -56,7 +60,7 @@ class PoolSession(Session):
             raise ValueError(
                 f"this session has no snapshot {snapshot!r}: it has {sorted(self._known) or 'none'}"
             )
-        outcome = await in_thread(self._threads, lambda: self._ask(protocol.RESTORE, str(snapshot).encode()))
+        outcome = await self._exchange.call(lambda: self._ask(protocol.RESTORE, str(snapshot).encode()))
         if outcome.lost:
             raise SandboxFault("the snapshot's process cannot be copied: the next run starts afresh")
 
@@ -64,50 +68,45 @@ class PoolSession(Session):
         """Drop a snapshot, which holds a process."""
         self._check()
         self._known.discard(snapshot)
-        await in_thread(self._threads, lambda: self._ask(protocol.FORGET, str(snapshot).encode()))
+        await self._exchange.call(lambda: self._ask(protocol.FORGET, str(snapshot).encode()))
 
     async def close(self) -> None:
         if not self._closed:
             self._closed = True
-            await in_thread(self._threads, self._stop)
-            self._threads.shutdown(wait=False)
+            await self._exchange.close()
 
     def _check(self) -> None:
         if self._closed:
             raise SandboxFault("this session is closed: open another with sandbox.session()")
 
     def _start(self, limits: Limits) -> Worker:
-        if self._worker is not None and self._worker.alive:
-            return self._worker
-        had = self._worker is not None
+        if self._exchange.alive:
+            return self._exchange.begin(limits.output)
+        had = self._exchange.worker is not None
         self._stop()
         if had:
             raise SandboxFault(
                 "a session's worker died, and its variables with it; the next run starts afresh"
             )
-        worker = self._worker = self._open()
-        self._streams = [Stream(limits.output) for _ in range(2)]
+        worker = self._exchange.worker = self._open()
+        streams = self._exchange.streams = [Stream(limits.output) for _ in range(2)]
         try:
-            outcome = worker.ask(protocol.SESSION, fds=tuple(s.writer for s in self._streams), limits=limits)
+            outcome = worker.ask(protocol.SESSION, fds=tuple(s.writer for s in streams), limits=limits)
         finally:
-            for stream in self._streams:
+            for stream in streams:
                 stream.close_writer()
         if outcome.lost:
             raise worker.fault()
         return worker
 
     def _reset(self) -> None:
-        if self._worker is not None and self._worker.alive:
+        if self._exchange.alive:
             self._ask(protocol.RESTORE, b"0")
         else:
             self._stop()
 
     def _stop(self) -> None:
-        for stream in self._streams:
-            stream.close()
-        if self._worker is not None:
-            self._worker.close()
-        self._streams, self._worker = [], None
+        self._exchange.stop()
         self._known.clear()
 
     def _ask(self, kind: bytes, argument: bytes = b"") -> Outcome:
@@ -118,20 +117,24 @@ class PoolSession(Session):
             self._stop()
             raise
 
-    def _run(self, code: str, timeout: float, limits: Limits) -> Result:
+    def _begin(self, source: bytes, timeout: float, limits: Limits) -> Callable[[], Result]:
         worker = self._start(limits)
-        for stream in self._streams:
-            stream.limit = limits.output
-        source = (b"c" if self.checkpoint else b"-") + code.encode("utf-8", "surrogatepass")
         start = time.monotonic()
         try:
             nonce = worker.begin(protocol.TURN, [], source, timeout, limits)
-            deadline = start + timeout + workers.GRACE
-            end, reason = workers.attend(worker, self._streams, nonce, deadline)
         except BaseException:
             self._stop()
             raise
-        out, err = (stream.take() for stream in self._streams)
+        return lambda: self._finish(worker, nonce, start, timeout)
+
+    def _finish(self, worker: Worker, nonce: bytes, start: float, timeout: float) -> Result:
+        try:
+            deadline = start + timeout + workers.GRACE
+            end, reason = workers.attend(worker, self._exchange.streams, nonce, deadline)
+        except BaseException:
+            self._stop()
+            raise
+        out, err = (stream.take() for stream in self._exchange.streams)
         if end.cause != protocol.DONE:
             err += _epitaph(end, reason, timeout)
         value = end.value.decode("utf-8", "replace")

@@ -37,7 +37,7 @@ for thing in gc.get_objects():
         for forgery in forgeries():
             attempt(thing.sendall, forgery)
             attempt(lambda: os.write(thing.fileno(), forgery))
-    if hasattr(thing, "answer") or type(thing).__name__ in ("Zygote", "Turns"):
+    if attempt(hasattr, thing, "answer") or type(thing).__name__ in ("Zygote", "Turns"):
         for method in ("answer", "leave", "ready", "serve"):
             attempt(lambda: getattr(thing, method)())
 os._exit(9)

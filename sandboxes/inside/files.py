@@ -7,8 +7,8 @@ import ctypes
 import os
 import stat
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, replace
 
 from gymrl.sandboxes.inside import syscalls as sc
 
@@ -42,8 +42,12 @@ def _beneath(root: int, path: str, flags: int, mode: int = 0) -> int:
 
 def wipe(path: str) -> None:
     """Remove everything in a folder, however deep and whatever its modes. Nothing may be using it. Raises OSError."""
+    _empty(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW))
+
+
+def _empty(here: int) -> None:
+    """The same for an open folder, which is closed."""
     names: list[str] = []
-    here = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         while True:
             below = _remove_entries(here)
@@ -103,12 +107,18 @@ def take(path: str, before: Tree) -> Tree:
     return Tree(entries)
 
 
+def _key(info: os.stat_result) -> tuple[int, int, int]:
+    if stat.S_ISDIR(info.st_mode):
+        return info.st_ino, stat.S_IMODE(info.st_mode), 0
+    return info.st_ino, info.st_ctime_ns, info.st_size
+
+
 def _entry(folder: int, name: str, before: Entry | None) -> Entry | None:
     info = os.stat(name, dir_fd=folder, follow_symlinks=False)
-    key = (info.st_ino, info.st_ctime_ns, info.st_size)
+    key = _key(info)
     mode = stat.S_IMODE(info.st_mode)
     if stat.S_ISDIR(info.st_mode):
-        return Entry(mode, 0, (info.st_ino, mode, 0), None)
+        return Entry(mode, 0, key, None)
     if before is not None and before.key == key and before.content is not None:
         return before
     if stat.S_ISLNK(info.st_mode):
@@ -121,36 +131,70 @@ def _entry(folder: int, name: str, before: Entry | None) -> Entry | None:
         return Entry(mode, info.st_mtime_ns, key, file.read())
 
 
-def put(path: str, tree: Tree, own: Callable[[int | str, int | None], None]) -> None:
-    """Make the folder hold what the tree says. own(name, folder) hands a new file to the program's user."""
-    if take(path, tree).entries == tree.entries:
-        return
-    wipe(path)
+def put(path: str, tree: Tree, own: Callable[[int | str, int | None], None]) -> Tree:
+    """Make the folder hold what the tree says; the same tree, as what the folder holds now. What has not changed since
+    the tree was taken is left alone. own(name, folder) hands a new file to the program's user."""
+    kept: set[str] = set()
+    for below, entry in take(path, tree).entries.items():
+        above = below.rpartition("/")[0]
+        whole = entry.content is not None or entry.mode & 0o700 == 0o700  # else nothing can be changed in it
+        if tree.entries.get(below) == entry and whole and (not above or above in kept):
+            kept.add(below)
     root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        for below, entry in tree.entries.items():
-            parent, _, name = below.rpartition("/")
-            with contextlib.suppress(OSError):
-                folder = _beneath(root, parent, os.O_RDONLY | os.O_DIRECTORY)
-                try:
-                    _make(folder, name, entry)
-                    own(name, folder)
-                    if isinstance(entry.content, bytes):
-                        os.chmod(name, entry.mode, dir_fd=folder)
-                        os.utime(name, ns=(entry.changed, entry.changed), dir_fd=folder)
-                finally:
-                    os.close(folder)
-        for below, entry in reversed(tree.entries.items()):
-            if entry.content is None:
-                with contextlib.suppress(OSError):
-                    folder = _beneath(root, below, os.O_RDONLY | os.O_DIRECTORY)
-                    os.fchmod(folder, entry.mode)
-                    os.close(folder)
+        _prune(root, "", kept)
+        entries = {below: tree.entries[below] for below in tree.entries}
+        made = [below for below in entries if below not in kept]
+        for below in made:
+            with contextlib.suppress(OSError), parent(root, below) as (folder, name):
+                make(folder, name, entries[below], own)
+        for below in reversed(made):
+            if entries[below].content is None:
+                with contextlib.suppress(OSError), parent(root, below) as (folder, name):
+                    os.chmod(name, entries[below].mode, dir_fd=folder)
+        for below in made:
+            with contextlib.suppress(OSError), parent(root, below) as (folder, name):
+                info = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                entries[below] = replace(entries[below], key=_key(info))
     finally:
         os.close(root)
+    return Tree(entries)
 
 
-def _make(folder: int, name: str, entry: Entry) -> None:
+@contextlib.contextmanager
+def parent(root: int, below: str) -> Iterator[tuple[int, str]]:
+    """The folder that a path below `root` lies in, opened, and the path's last name."""
+    parent, _, name = below.rpartition("/")
+    folder = _beneath(root, parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield folder, name
+    finally:
+        os.close(folder)
+
+
+def _prune(root: int, prefix: str, kept: Collection[str]) -> None:
+    """Remove all that is not in `kept`, of whatever kind, from a folder that is in it."""
+    folder = _beneath(root, prefix, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for name in os.listdir(folder):
+            below = f"{prefix}/{name}" if prefix else name
+            is_folder = stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
+            if below in kept:
+                if is_folder:
+                    _prune(root, below, kept)
+            elif is_folder:
+                os.chmod(name, 0o700, dir_fd=folder)
+                lost = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+                _empty(lost)
+                os.rmdir(name, dir_fd=folder)
+            else:
+                os.unlink(name, dir_fd=folder)
+    finally:
+        os.close(folder)
+
+
+def make(folder: int, name: str, entry: Entry, own: Callable[[int | str, int | None], None]) -> None:
+    """Make a file, a link or a folder, which may be written to for now, and hand it to the program's user."""
     if entry.content is None:
         os.mkdir(name, 0o700, dir_fd=folder)
     elif isinstance(entry.content, str):
@@ -159,3 +203,7 @@ def _make(folder: int, name: str, entry: Entry) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with open(os.open(name, flags, 0o600, dir_fd=folder), "wb") as file:
             file.write(entry.content)
+    own(name, folder)
+    if isinstance(entry.content, bytes):
+        os.chmod(name, entry.mode, dir_fd=folder)
+        os.utime(name, ns=(entry.changed, entry.changed), dir_fd=folder)

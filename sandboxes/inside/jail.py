@@ -21,6 +21,9 @@ from dataclasses import dataclass
 from gymrl.sandboxes.inside import syscalls as sc
 
 WORK, TEMPORARY = "/work", "/tmp"
+LAYERS = "/.layers"
+"""Where what an overlay is made of is mounted. Nobody but the worker may pass it: its mode is 0, which its owner cannot
+change either, since the root cannot be written."""
 USER = 1000
 """Whom a program sees itself to be."""
 HOST_USERS = (2_000_000_000, 65533)
@@ -31,6 +34,8 @@ SYSTEM = (
     "/usr/lib64",
     "/usr/bin",
     "/usr/share/zoneinfo",
+    "/usr/share/git-core",
+    "/etc/alternatives",
     "/lib",
     "/lib32",
     "/lib64",
@@ -217,8 +222,9 @@ def _mounts(trees: dict[str, int], links: dict[str, str], cache: bytes) -> int:
         os.makedirs(os.path.dirname(f".{place}"), exist_ok=True)
         if not os.path.lexists(f".{place}"):
             os.symlink(aim, f".{place}")
-    for name in ("proc", WORK[1:], TEMPORARY[1:], "etc"):
+    for name in ("proc", WORK[1:], TEMPORARY[1:], "etc", f"{LAYERS[1:]}/base", f"{LAYERS[1:]}/changes"):
         os.makedirs(name, exist_ok=True)
+    os.chmod(LAYERS[1:], 0)
     for name, text in FILES.items():
         with open(name, "w") as file:
             file.write(text)
@@ -239,10 +245,41 @@ def _mounts(trees: dict[str, int], links: dict[str, str], cache: bytes) -> int:
     return proc
 
 
-def refresh(disk: int) -> None:
-    """New, empty working and temporary folders in place of the old ones, which nothing uses any more."""
-    for place in (WORK, TEMPORARY):
+def refresh(disk: int, names: int = 4096, places: Iterable[str] = (WORK, TEMPORARY)) -> None:
+    """New, empty working and temporary folders in place of the old ones, which nothing uses any more. names: files that
+    each may hold."""
+    os.chdir("/")
+    for place in places:
         with contextlib.suppress(OSError):
             sc.umount(place, sc.MNT_DETACH)
-        sc.mount("none", place, "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, f"mode=1777,size={disk},nr_inodes=4096")
+        _memory(place, disk, names)
+    os.chdir(WORK)
+
+
+def _memory(place: str, size: int, names: int) -> None:
+    sc.mount(
+        "none", place, "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, f"mode=1777,size={size},nr_inodes={names + 16}"
+    )
+
+
+def base(size: int, names: int) -> str:
+    """A folder for a working tree, which is no program's to see: overlays show it."""
+    _memory(f"{LAYERS}/base", size, names)
+    return f"{LAYERS}/base"
+
+
+def overlay(disk: int, names: int, user: int | None) -> None:
+    """The base as the working folder, where a program may write; what it changes goes to a layer of `disk` bytes, which
+    is new. Raises OSError where the kernel has no overlays in user namespaces (Linux 5.11)."""
+    changes = f"{LAYERS}/changes"
+    for place in (WORK, changes):
+        with contextlib.suppress(OSError):
+            sc.umount(place, sc.MNT_DETACH)
+    _memory(changes, disk, names)
+    for name in ("up", "work"):
+        os.mkdir(f"{changes}/{name}", 0o755)
+        if user is not None:
+            os.chown(f"{changes}/{name}", user, user)
+    layers = f"lowerdir={LAYERS}/base,upperdir={changes}/up,workdir={changes}/work,userxattr"
+    sc.mount("overlay", WORK, "overlay", sc.MS_NOSUID | sc.MS_NODEV, layers)
     os.chdir(WORK)

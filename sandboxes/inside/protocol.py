@@ -17,6 +17,9 @@ NONCE = 16
 
 RUN, SESSION, TURN, KILL = b"r", b"s", b"t", b"k"
 SNAPSHOT, RESTORE, FORGET = b"n", b"b", b"f"
+SHELL, EXEC, GET, PUT, WIPE = b"h", b"x", b"g", b"p", b"w"
+"""To a shell: start (stdout, stderr and a stream of the working tree come along), evaluate, read a file, write one
+(PATH, the path, the bytes), begin anew."""
 READY = b"+"
 
 ENDED, DONE, LEFT = b"e", b"d", b"l"
@@ -30,6 +33,11 @@ REPLY = struct.Struct("<ciQ")
 """From it: READY (status: its process id), DONE or LEFT (exit status, length of the value that follows), ENDED (wait
 status)."""
 FORK, WAIT = b"f", b"w"
+PATH = struct.Struct("<I")
+ITEM = struct.Struct("<cIQQI")
+"""One thing of a working tree on its way: kind, mode, time of change (ns), size, length of the path below the tree. The
+path follows, and so many bytes: a file's content or a link's aim."""
+FOLDER, FILE, LINK, END = b"d", b"f", b"l", b"."
 LONGEST = 2**20
 """Bytes of a turn's value; a run's output limit cuts it further."""
 

@@ -38,7 +38,7 @@ def listen(path: str) -> socket.socket:
 
 def main(config: dict[str, object]) -> None:
     house(str(config["house"]))
-    from gymrl.sandboxes.inside import tiers, turns  # noqa: F401  (turns: imported before the jail closes)
+    from gymrl.sandboxes.inside import shells, tiers, turns  # noqa: F401  ( imported before the jail closes)
     from gymrl.sandboxes.inside.jail import JailError
     from gymrl.sandboxes.inside.program import warm_up
     from gymrl.sandboxes.inside.zygote import Zygote

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from gymrl.sandboxes.inside import files, jail, landlock, seccomp
+from gymrl.sandboxes.inside import files, jail, landlock, seccomp, trees
 from gymrl.sandboxes.inside import syscalls as sc
 from gymrl.sandboxes.inside.jail import JailError, step
 from gymrl.sandboxes.inside.program import Confinement
@@ -29,7 +29,11 @@ LANDLOCK_MEND = (
 
 @dataclass
 class Tier:
-    """A worker's own tier. work, temporary: the folders of the run that comes next."""
+    """A worker's own tier. work, temporary: the folders of the run that comes next.
+
+    names: files that a folder of the jail may hold. A shell's working tree is shown by an overlay (layered), or its
+    contents are kept in `tree` and put back.
+    """
 
     name: str
     folder: str
@@ -42,6 +46,10 @@ class Tier:
     disk: int = -1
     rules: int = -1
     size: int = 0
+    names: int = 4096
+    shell: bool = False
+    layered: bool = False
+    tree: files.Tree | None = None
 
     @property
     def work(self) -> str:
@@ -56,16 +64,25 @@ class Tier:
         if self.disk == disk:
             return
         if self.name == "namespaces":
-            jail.refresh(disk)
+            if self.layered:
+                jail.refresh(disk, self.names, [jail.TEMPORARY])
+                jail.overlay(disk, self.names, self.user)
+            else:
+                jail.refresh(disk, self.names)
+                if self.shell:  # git looks at whose a repository is
+                    self.own(self.work)
         else:
             os.chdir("/")
             for path in (self.work, self.temporary):
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(path, 0o700)
-                files.wipe(path)
+                if self.tree is None or path != self.work:
+                    files.wipe(path)
                 if not self.alone:
                     os.chmod(path, 0o700)
                     self.own(path)
+        if self.tree is not None:
+            self.tree = files.put(self.work, self.tree, self.own)
         if self.rules >= 0:
             os.close(self.rules)
             self.rules = -1
@@ -73,6 +90,28 @@ class Tier:
             self.rules = landlock.ruleset(self.abi, self.readable, [self.work, self.temporary, *DEVICES])
         os.chdir(self.work)
         self.disk = disk
+
+    def stock(self, source: int, size: int, names: int, disk: int) -> None:
+        """Take a working tree of so many bytes and files from a stream; every folder that is prepared shows it from
+        then on. Raises OSError, EOFError where the stream ends too early."""
+        self.names, self.shell = names + 32768, True
+        self.used()
+        if not names:
+            trees.unpack(source, self.work, self.own)
+        elif self.name == "namespaces":
+            trees.unpack(source, jail.base(size + 2**20, names), self.own)
+            try:
+                os.chdir("/")
+                jail.overlay(disk, self.names, self.user)
+                self.layered = True
+            except OSError:  # an old kernel: the tree is copied instead
+                self.tree = files.take(f"{jail.LAYERS}/base", files.Tree())
+        else:
+            self.prepare(disk)
+            trees.unpack(source, self.work, self.own)
+            self.tree = files.take(self.work, files.Tree())
+        self.used()
+        self.prepare(disk)
 
     def used(self) -> None:
         """A run has used the folders: the next one gets others."""

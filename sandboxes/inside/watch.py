@@ -58,6 +58,17 @@ class Watch:
                 found += map(int, self.read(f"{pid}/task/{thread}/children").split())
         return found
 
+    def _strike_groups(self, pids: Collection[int], keep: Collection[int]) -> None:
+        """Kill whole process groups, each at once: what multiplies is faster than a list of it."""
+        groups: set[int] = set()
+        spared = {os.getpgrp()}
+        for pid in (*pids, *keep):
+            with contextlib.suppress(ProcessLookupError):
+                (spared if pid in keep else groups).add(os.getpgid(pid))
+        for group in groups - spared:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(group, signal.SIGKILL)
+
     def ended(self, pid: int) -> bool:
         try:
             return self.read(f"{pid}/stat").rpartition(")")[2].split()[0] in "ZX"
@@ -95,8 +106,13 @@ class Watch:
 
     def end(self, keep: Collection[int] = ()) -> None:
         """Kill and reap every process of the run but those in `keep`. Exits where one cannot be killed."""
+        if not self.ended_all(keep, 10.0):
+            sys.exit("a process cannot be killed")
+
+    def ended_all(self, keep: Collection[int], patience: float) -> bool:
+        """The same within so many seconds; whether it could be done."""
         keep = set(keep)
-        deadline = time.monotonic() + 10.0
+        deadline = time.monotonic() + patience
         pause = 0.0
         while True:
             with contextlib.suppress(ChildProcessError):
@@ -108,16 +124,18 @@ class Watch:
                     pid for pid in left if not self.ended(pid)
                 ]  # a kept process is yet to reap its children
             if not left:
-                return
+                return True
             if self.alone and not keep:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(-1, signal.SIGKILL)  # all at once: nothing can be forked in between
             else:
+                if not self.alone:
+                    self._strike_groups(left, keep)
                 for pid in left:
                     with contextlib.suppress(ProcessLookupError, PermissionError):
                         os.kill(pid, signal.SIGKILL)
             if time.monotonic() > deadline:
-                sys.exit("a process cannot be killed")
+                return False
             time.sleep(pause)
             pause = 0.001
 

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -115,8 +115,11 @@ class Zygote:
                 os.rmdir(self.tier.folder)
         os._exit(0)
 
-    def spawn(self, request: Request, fds: list[int], keeps: int = 0) -> int:
-        """Fork the child that runs the request's program, or a session's interpreter where `keeps` is not 0."""
+    def spawn(
+        self, request: Request, fds: list[int], keeps: int = 0, work: Callable[[], object] | None = None
+    ) -> int:
+        """Fork the child that runs the request's program, or a session's interpreter where `keeps` is not 0, or does
+        `work`."""
         bounds = self.tier.confinement(
             request.memory,
             request.file_size,
@@ -134,6 +137,8 @@ class Zygote:
                 os.write(self.armed, f"{type(error).__name__}: {error}".encode()[:500])
             os._exit(1)
         try:
+            if work is not None:
+                work()
             session(listener) if keeps else program(request.code)
         finally:
             os._exit(1)
@@ -179,10 +184,14 @@ class Zygote:
         request: Request,
         keep: Collection[int] = (),
         asked: questions.Questions | None = None,
+        also: int = -1,
     ) -> bytes:
-        """Wait until the handle can be read (ENDED), a limit is passed, or the caller asks for the end: the cause."""
+        """Wait until the handle (or the other one) can be read (ENDED), a limit is passed, or the caller asks for the
+        end: the cause."""
         poller = select.poll()
         poller.register(handle, select.POLLIN)
+        if also >= 0:
+            poller.register(also, select.POLLIN)
         poller.register(self.control, select.POLLIN)
         if asked is not None:
             poller.register(asked.listener, select.POLLIN)
@@ -191,7 +200,7 @@ class Zygote:
             now = time.monotonic()
             wait = max(0.0, min(looked + INSPECT_EVERY, end) - now)
             ready = {fd for fd, _ in poller.poll(wait * 1000 + 1)}
-            if handle in ready:
+            if handle in ready or also in ready:
                 return protocol.ENDED
             if self.control.fileno() in ready:
                 if self.control.recv(1) == b"":
@@ -222,15 +231,18 @@ class Zygote:
 
     def serve(self) -> NoReturn:
         """Carry out requests until the caller goes."""
+        from gymrl.sandboxes.inside.shells import Shell
         from gymrl.sandboxes.inside.turns import Turns
 
         self.ready()
-        turns = Turns(self)
+        turns: Turns | Shell = Turns(self)
         while True:
             request = self.request()
             if request.kind == protocol.RUN:
                 self.run(request)
             else:
+                if request.kind == protocol.SHELL:
+                    turns = Shell(self)
                 start = time.monotonic()
                 outcome, nonce = turns.carry_out(request)
                 self.answer(outcome, nonce, start)
