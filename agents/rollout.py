@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from gymrl.agents.engines.base import Engine, EngineFault, Generation, GenerationRequest
 from gymrl.agents.players import Agent, ContextFull, Generator, Job, ModelAgent, Player, Said
 from gymrl.agents.records import Ending, Episode, Turn
+from gymrl.envs.blame import told
 from gymrl.envs.gym import StepResult
 from gymrl.envs.records import Action, Message, Observation, TaskSpec, Tool
 from gymrl.envs.workers import EnvHandle, EnvPool
@@ -72,7 +73,7 @@ class _Guarded:
                 return await call
         except Exception as error:
             late = f"TimeoutError: {what}() gave no answer in {self.deadline:g} s"
-            raise _Broken(f"environment: {late if limit.expired() else _describe(error)}") from error
+            raise _Broken(f"environment: {late if limit.expired() else told(error)}") from error
 
 
 class _Busy:
@@ -140,19 +141,22 @@ class LockstepGenerator:
 
     async def _run(self, batch: list[tuple[int, GenerationRequest, asyncio.Future[Generation]]]) -> None:
         fault: BaseException
+
+        def answer(place: int, result: Generation) -> None:
+            """What is done goes to its environment while the others are still being written."""
+            future = batch[place][2]
+            if not future.done():
+                future.set_result(result)
+
         try:
             with self._busy:
-                results = await self.engine.generate_batch([request for _, request, _ in batch])
+                await self.engine.generate_batch([request for _, request, _ in batch], answer)
         except (Exception, asyncio.CancelledError) as error:  # whoever waits must hear of it
             cancelled = isinstance(error, asyncio.CancelledError)
             fault = EngineFault("the engine dropped its requests") if cancelled else error
             for _, _, future in batch:
                 if not future.done():
                     future.set_exception(fault)
-            return
-        for (_, _, future), result in zip(batch, results, strict=True):
-            if not future.done():
-                future.set_result(result)
 
 
 async def rollout(
@@ -183,7 +187,7 @@ async def rollout(
                 try:
                     taken = handle or await pool.take()
                 except Exception as error:
-                    episode = _invalid(job, agent.name, f"environment: {_describe(error)}")
+                    episode = _invalid(job, agent.name, f"environment: {told(error)}")
                 else:
                     handle = None  # not given back while it is in use, should this task be cancelled
                     episode, broken = await play(job, agent, taken, settings, generator, pool.success_reward)

@@ -50,9 +50,9 @@ def loop_speed(loop, engine, folder, recipe, concurrency, args) -> None:
     recorded: list[GenerationRequest] = []
     serve = engine.generate_batch
 
-    async def recording(requests):
+    async def recording(requests, on_done=None):
         recorded.extend(requests)
-        return await serve(requests)
+        return await serve(requests, on_done)
 
     engine.generate_batch = recording
     loop.run(rollout(jobs, agent, pool, RolloutSettings(concurrency)))

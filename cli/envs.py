@@ -154,12 +154,21 @@ def new(
 @contextmanager
 def _opened(env_id: str, param: list[str]) -> Iterator[tuple[EnvPool, Any]]:
     """The environment's pool, and what runs its coroutines; both end here."""
+    from gymrl.envs.blame import told
+    from gymrl.envs.gym import EnvironmentFault
     from gymrl.envs.workers import EnvPool
 
     with asyncio.Runner() as runner:
 
         def run(coroutine: Coroutine[Any, Any, T]) -> T:
-            return runner.run(coroutine)
+            try:
+                return runner.run(coroutine)
+            except Exception as error:
+                if type(error).__module__.startswith("gymrl."):
+                    raise  # it names the mend itself
+                raise EnvironmentFault(
+                    f"{env_id} raised {told(error)}: mend the environment (`gymrl --debug envs ...` shows more)"
+                ) from error
 
         pool = EnvPool(env_id, parameters(param), workers=1)
         try:

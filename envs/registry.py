@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import types
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -98,11 +100,16 @@ def make(env_id: str, *, split: str = "train", render_mode: str | None = None, *
     cls = found.cls()
     params = {**found.defaults, **params}
     known = parameters(cls)
+    wrappers = [] if "wrappers" in known else params.pop("wrappers", [])
     for name in params:
         if name not in known and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
             near = difflib.get_close_matches(name, known, 1, 0.3)
             hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known) or 'none'}."
             raise ValueError(f"{env_id} has no parameter {name!r}: {hint}")
+    hints = _hints(cls)
+    for name, value in params.items():
+        if name in hints and (wanted := misfit(value, hints[name])):
+            raise ValueError(f"{env_id}: parameter {name!r} takes {wanted}, not {value!r}")
     try:
         world = cls(**params)
     except TypeError as error:
@@ -110,6 +117,11 @@ def make(env_id: str, *, split: str = "train", render_mode: str | None = None, *
             raise
         given = ", ".join(f"{name} = {value!r}" for name, value in params.items())
         raise ValueError(f"{env_id} cannot be made with {given}: {error}") from error
+    if wrappers:
+        from gymrl.envs.wrappers import specifications, wrap
+
+        params["wrappers"] = specifications(wrappers)
+        world = wrap(world, params["wrappers"])
     return GymEnv(env_id, world, params, split, render_mode)
 
 
@@ -132,3 +144,32 @@ def _discover() -> None:
     for point in entry_points(group=GROUP):
         if point.name not in _ENTRIES:
             register(point.name, point.value, source=point.dist.name if point.dist else point.value)
+
+
+def misfit(value: Any, hint: Any) -> str:
+    """What a parameter takes, in words, where its annotation says that this value is none; empty where it fits, or
+    where the annotation is none of str, bool, int, float, None, Literal and their unions."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        wanted = [misfit(value, option) for option in typing.get_args(hint)]
+        return " or ".join(wanted) if all(wanted) else ""
+    if typing.get_origin(hint) is typing.Literal:
+        options = typing.get_args(hint)
+        return "" if value in options else "one of " + ", ".join(map(repr, options))
+    if hint in _WORDS:
+        kinds, words = _WORDS[hint]
+        fits = isinstance(value, kinds) and (hint is bool or not isinstance(value, bool))
+        return "" if fits else words
+    return ""
+
+
+_WORDS: dict[Any, tuple[tuple[type, ...], str]] = {
+    str: ((str,), "a text"), bool: ((bool,), "true or false"), int: ((int,), "a whole number"),
+    float: ((int, float), "a number"), type(None): ((type(None),), "nothing"),
+}  # fmt: skip
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(cls.__init__)
+    except Exception:  # annotations that name what is not imported say nothing
+        return {}

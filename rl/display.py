@@ -27,9 +27,11 @@ class Display:
         self._bar: Progress | None = None
         self._task: Any = None
         self._name, self._facts, self._total, self._done, self._said, self._began = "", "", 0, 0, 0.0, 0.0
+        self._invalid = 0
 
     def begin(self, name: str, total: int, done: int = 0) -> None:
         self._name, self._total, self._done, self._facts = name, total, done, ""
+        self._invalid = 0
         self._began = self._said = time.perf_counter()
         if self.console.is_terminal:
             self._bar = Progress(
@@ -40,8 +42,14 @@ class Display:
             self._task = self._bar.add_task(name, total=total, completed=done, facts="")
             self._bar.start()
 
+    def invalid(self, count: int) -> None:
+        """So many more episodes of this phase were invalid: said from the next `advance` on."""
+        self._invalid += count
+
     def advance(self, done: int, **facts: float) -> None:
         self._done = done
+        if self._invalid:
+            facts["invalid"] = self._invalid
         self._facts = text = "  ".join(f"{name} {value:.3g}" for name, value in facts.items())
         if self._bar is not None:
             self._bar.update(self._task, completed=done, facts=text)
@@ -51,8 +59,9 @@ class Display:
                 f"{self._name}: {done}/{self._total}  {text}  ({self._said - self._began:.0f} s)"
             )
 
-    def count(self, _: object = None) -> None:
-        """One more is done."""
+    def count(self, episode: object = None) -> None:
+        """One more is done; if it is an episode, those that are invalid are counted."""
+        self.invalid(not getattr(episode, "valid", True))
         self.advance(self._done + 1)
 
     def end(self) -> None:
@@ -70,7 +79,8 @@ class Display:
     def stages(self, stages: list[dict[str, Any]]) -> None:
         """The table of what each stage came to."""
         table = Table(title="success on held-out tasks, 95 % interval", box=box.SIMPLE_HEAD)
-        for column in ("policy", "success", "turns", "void", "episodes", "s"):
+        invalid = any(stage["invalid"] for stage in stages)
+        for column in ("policy", "success", "turns", "void", "episodes", *["invalid"] * invalid, "s"):
             table.add_column(column, justify="left" if column == "policy" else "right", no_wrap=True)
         names = {"base": "before training", "sft": "after SFT", "rl": "after RL", "es": "after ES"}
         names |= {"rft": "after RFT", "preference": "after preferences"}
@@ -79,6 +89,6 @@ class Display:
                 names.get(stage["name"], stage["name"]),
                 f"{stage['success']:.3f} \\[{stage['low']:.3f}, {stage['high']:.3f}]",
                 f"{stage['turns']:.2f}", f"{stage['void_turns']:.3f}", str(stage["episodes"]),
-                f"{stage['seconds']:.1f}",
+                *[str(sum(stage["invalid"].values()))] * invalid, f"{stage['seconds']:.1f}",
             )  # fmt: skip
         self.console.print(table)

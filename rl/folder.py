@@ -64,6 +64,12 @@ class RunFolder:
             raise RunFault(f"{path} is not a run folder: it has no recipe.toml and state.json")
         return cls(path)
 
+    def discard(self) -> None:
+        """Take away a folder in which a run could not start: where it holds neither metrics nor episodes."""
+        if not (self.path / "metrics.jsonl").exists() and not any((self.path / "episodes").glob("eval-*")):
+            self.close()
+            shutil.rmtree(self.path, ignore_errors=True)
+
     def finished(self) -> bool:
         """Whether the run in it came to its end."""
         try:

@@ -27,6 +27,7 @@ def start_policy(recipe: Recipe, demonstrations: list[Episode], folder: Path) ->
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         return folder
+    check_source(recipe.model.path)
     try:
         loaded = AutoModelForCausalLM.from_pretrained(recipe.model.path, dtype="auto")
         found = AutoTokenizer.from_pretrained(recipe.model.path)
@@ -38,6 +39,20 @@ def start_policy(recipe: Recipe, demonstrations: list[Episode], folder: Path) ->
     loaded.save_pretrained(folder)
     found.save_pretrained(folder)
     return folder
+
+
+def check_source(path: str) -> None:
+    """Raise PolicyFault if this can be no hub name, and there is no such folder: before anything is asked or made."""
+    is_path = path.startswith(("/", ".", "~")) or path.count("/") > 1
+    if path == "tiny" or (not is_path and not Path(path).is_dir()):
+        return
+    if not Path(path).is_dir():
+        raise PolicyFault(
+            f"model.path: there is no folder {path!r}: name one with config.json, weights and tokenizer, a hub name, "
+            "or 'tiny'"
+        )
+    if not (Path(path) / "config.json").is_file():
+        raise PolicyFault(f"model.path: {path} holds no config.json: name a folder in Hugging Face form")
 
 
 def load_renderer(folder: Path) -> Renderer:

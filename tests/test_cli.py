@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from gymrl.cli import train as train_module
 from gymrl.cli.main import app, run, sentence
-from gymrl.envs import Action, Environment, register
+from gymrl.envs import Action, Environment, EnvironmentFault, register
 from gymrl.leaderboards import results as results_module
 from gymrl.leaderboards.suite import update_hash
 
@@ -114,10 +114,11 @@ def test_errors_are_one_sentence_and_tracebacks_are_asked_for(
     code, _, err = call(capsys, "envs", "demo", "test/Parrot-v0", "--param", "word='crash'")
     assert (code, err) == (
         1,
-        "gymrl: unexpected RuntimeError: the parrot is gone (`gymrl --debug ...` shows where)\n",
+        "gymrl: test/Parrot-v0 raised RuntimeError: the parrot is gone (test_cli.py:41 in step): mend the environment "
+        "(`gymrl --debug envs ...` shows more)\n",
     )
     monkeypatch.setenv("GYMRL_DEBUG", "1")
-    with pytest.raises(RuntimeError, match="the parrot is gone"):
+    with pytest.raises(EnvironmentFault, match="the parrot is gone"):
         run(["envs", "demo", "test/Parrot-v0", "--param", "word='crash'"])
 
 
@@ -187,7 +188,8 @@ def test_eval_where_nothing_is_valid_fails(capsys: pytest.CaptureFixture[str]) -
     assert code == 1 and "environment: RuntimeError: the parrot is gone" in out
     assert (
         err
-        == "gymrl: no episode was valid; the first cause is environment: RuntimeError: the parrot is gone\n"
+        == "gymrl: no episode was valid; the first cause is environment: RuntimeError: the parrot is gone "
+        "(test_cli.py:41 in step)\n"
     )
 
 
@@ -330,7 +332,7 @@ def test_report_refuses_a_folder_that_holds_no_run(
         ),
         (
             ["envs", "info", "gymrl/CodeInterpreter-v0", "--param", "digits=xx"],
-            "cannot be made with digits = 'xx'",
+            "parameter 'digits' takes a whole number, not 'xx'",
         ),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from gymrl.envs import Action, Environment, EnvironmentFault, TaskSpec, register
+from gymrl.envs.blame import where
 from gymrl.envs.processes import ProcessPool
 from gymrl.envs.workers import EnvPool
 
@@ -190,6 +192,7 @@ async def test_exceptions_travel_with_their_traceback(toys: str) -> None:
     with pytest.raises(KeyError, match="broken world") as caught:
         await handle.step(Action("value"))
     assert "in step" in caught.value.__notes__[0]
+    assert re.fullmatch(r"\w+\.py:\d+ in step", where(caught.value))
     with pytest.raises(EnvironmentFault, match="Unpicklable: this and that"):
         await handle.step(Action("odd"))
     with pytest.raises(EnvironmentFault, match="use plain data"):

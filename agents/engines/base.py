@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import abc
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -58,6 +59,25 @@ class Generation:
     seconds: float = 0.0
 
 
+OnDone = Callable[[int, Generation], None]
+"""Told a request's place in its batch, and its completion."""
+
+
+async def gathered(
+    futures: Sequence[asyncio.Future[Generation]], on_done: OnDone | None = None
+) -> list[Generation]:
+    """The results in order; `on_done` hears of each as it comes. The first failure is raised at once, and cancelling
+    this cancels them all."""
+
+    def tell(place: int, future: asyncio.Future[Generation]) -> None:
+        if on_done is not None and not future.cancelled() and future.exception() is None:
+            on_done(place, future.result())
+
+    for place, future in enumerate(futures):
+        future.add_done_callback(partial(tell, place))
+    return list(await asyncio.gather(*futures))
+
+
 class Engine(abc.ABC):
     """Serves a policy. Many calls of `generate` may wait at once; nothing here blocks the event loop."""
 
@@ -73,12 +93,15 @@ class Engine(abc.ABC):
     async def generate(self, request: GenerationRequest) -> Generation:
         """One completion. Raises EngineFault if the engine is gone, ValueError if the prompt does not fit."""
 
-    async def generate_batch(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+    async def generate_batch(
+        self, requests: Sequence[GenerationRequest], on_done: OnDone | None = None
+    ) -> list[Generation]:
         """Completions of requests that are submitted at one time and in this order.
 
-        Engines that can make the result depend on the requests alone (not on timing) do so here.
+        Engines that can make the result depend on the requests alone (not on timing) do so here. `on_done` is told
+        the place and the completion of each on the event loop as soon as it is there, while others still run.
         """
-        return list(await asyncio.gather(*(self.generate(request) for request in requests)))
+        return await gathered([asyncio.ensure_future(self.generate(request)) for request in requests], on_done)
 
     @abc.abstractmethod
     async def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:

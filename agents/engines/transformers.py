@@ -21,6 +21,8 @@ from gymrl.agents.engines.base import (
     EngineSettings,
     Generation,
     GenerationRequest,
+    OnDone,
+    gathered,
 )
 from gymrl.agents.engines.sampling import draw, uniforms
 from gymrl.agents.engines.slots import SlotTable
@@ -106,14 +108,16 @@ class TransformersEngine(Engine):
     async def generate(self, request: GenerationRequest) -> Generation:
         return (await self.generate_batch([request]))[0]
 
-    async def generate_batch(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+    async def generate_batch(
+        self, requests: Sequence[GenerationRequest], on_done: OnDone | None = None
+    ) -> list[Generation]:
         runs = [self._admit(request) for request in requests]
         with self._lock:
             self._check()
             self._waiting.extend(runs)
             self._lock.notify_all()
         try:
-            return list(await asyncio.gather(*(asyncio.wrap_future(run.future) for run in runs)))
+            return await gathered([asyncio.wrap_future(run.future) for run in runs], on_done)
         except asyncio.CancelledError:
             for run in runs:
                 run.abandoned = True

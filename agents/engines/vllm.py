@@ -21,7 +21,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from gymrl.agents.engines.base import Engine, EngineFault, EngineSettings, Generation, GenerationRequest
+from gymrl.agents.engines.base import (
+    Engine,
+    EngineFault,
+    EngineSettings,
+    Generation,
+    GenerationRequest,
+    OnDone,
+    gathered,
+)
 from gymrl.agents.engines.vllm_common import (
     engine_options,
     environment,
@@ -107,14 +115,16 @@ class VllmEngine(Engine):
     async def generate(self, request: GenerationRequest) -> Generation:
         return (await self.generate_batch([request]))[0]
 
-    async def generate_batch(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+    async def generate_batch(
+        self, requests: Sequence[GenerationRequest], on_done: OnDone | None = None
+    ) -> list[Generation]:
         limits = [token_limit(request, self.max_context, self._vocabulary) for request in requests]
         now = time.perf_counter()
         runs = [_Run(request, limit, Future(), now) for request, limit in zip(requests, limits, strict=True)]
         added = self._submit(lambda: self._add(runs))
         try:
             await asyncio.wrap_future(added)
-            return list(await asyncio.gather(*(asyncio.wrap_future(run.future) for run in runs)))
+            return await gathered([asyncio.wrap_future(run.future) for run in runs], on_done)
         except BaseException:
             # Cancelled, or one of them failed: nobody waits for the others any more.
             if self._fault is None:

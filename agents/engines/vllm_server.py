@@ -208,10 +208,16 @@ class VllmServerEngine(Engine):
     def _join(self, settings: EngineSettings) -> None:
         try:
             answer = httpx.get(self.url + "/v1/models", timeout=30.0)
-            window = answer.raise_for_status().json()["data"][0]["max_model_len"]
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise EngineFault(
                 f"no vLLM server answers at {self.url} ({error}): start it with {NEEDED_FLAGS}"
+            ) from error
+        try:
+            window = answer.raise_for_status().json()["data"][0]["max_model_len"]
+        except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
+            raise EngineFault(
+                f"something answers at {self.url} that is no vLLM server (status {answer.status_code} for /v1/models, "
+                f"and no max_model_len in it): name the server's address, or start one with {NEEDED_FLAGS}"
             ) from error
         self.max_context = min(settings.max_context, window or settings.max_context)
         self._vocabulary = limits_of(settings)[1] if settings.model else ANY_VOCABULARY

@@ -49,8 +49,11 @@ def load(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     try:
         data = _read(path)
     except (FileNotFoundError, IsADirectoryError):
+        if path.suffix == ".toml" or len(path.parts) > 1:
+            kind = "a folder, not a recipe's file" if path.is_dir() else "no such file"
+            raise RecipeError(f"{recipe} is {kind}: name a TOML file, or a recipe of `gymrl train --list`") from None
         near = difflib.get_close_matches(str(recipe), shipped(), 1, 0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"shipped recipes: {', '.join(shipped())}."
+        hint = f"did you mean {near[0]!r}?" if near else "`gymrl train --list` shows what there is"
         raise RecipeError(f"there is no recipe {str(recipe)!r}: {hint}") from None
     data.setdefault("name", path.stem)
     return parse(data, overrides)
