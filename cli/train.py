@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -21,10 +22,25 @@ def train(
     ] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="RUN", help="The new run's folder.")] = None,
+    processes: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, help="Processes that share the learning; the result is the same."),
+    ] = 1,
+    shard: Annotated[
+        bool,
+        typer.Option(
+            "--shard", help="Split the model over the processes, instead of a copy on each (FSDP2)."
+        ),
+    ] = False,
     list_: Annotated[bool, typer.Option("--list", help="List the shipped recipes.")] = False,
 ) -> None:
     if list_:
         list_recipes()
+        return
+    if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":
+        from gymrl.rl.crew import follow  # started by a launcher beside the process that leads
+
+        follow()
         return
     recipe, overrides = split_arguments(arguments or [])
     if resume is not None and (recipe is not None or out is not None):
@@ -36,9 +52,11 @@ def train(
 
         load(recipe or "quickstart", overrides)
     loading()
+    from gymrl.rl.crew import crew
     from gymrl.rl.run import train as run
 
-    code = run(recipe, overrides, resume, out)
+    with crew(processes, shard):
+        code = run(recipe, overrides, resume, out)
     if code:
         raise typer.Exit(code)
 

@@ -14,6 +14,7 @@ import sys
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from gymrl.rl.batches import TokenSequence
 from gymrl.rl.learner import Cause, Learner, LearnerSettings, LossOf, StepResult
+from gymrl.rl.recipes.models import Recipe
 
 PATIENCE = timedelta(days=30)
 """How long a process waits for the others: rollouts take as long as they take. One that dies is noticed at once."""
@@ -49,10 +52,17 @@ def follows() -> bool:
     return launched() and os.environ.get("RANK", "0") != "0"
 
 
+_shards = [False]
+"""Whether learners that are opened now are split over the processes."""
+
+
 @contextmanager
-def crew(processes: int = 1) -> Iterator[None]:
+def crew(processes: int = 1, shard: bool = False) -> Iterator[None]:
     """Inside it, learners of `open_learner` work on all processes: those a launcher started, or `processes` of this
-    machine, the others of which are started here. Raises CrewFault."""
+    machine, the others of which are started here. `shard` splits them over the processes. Raises CrewFault."""
+    if shard and processes == 1 and not launched():
+        raise CrewFault("--shard splits the model over several processes: add --processes N")
+    _shards[0] = shard
     if launched():
         if processes > 1:
             raise CrewFault("a launcher has started several processes already: leave --processes out")
@@ -78,9 +88,30 @@ def open_learner(
     model: str | Path | PreTrainedModel, settings: LearnerSettings, accelerator: Accelerator
 ) -> Learner:
     """A learner on all processes of the crew; without a crew, on this one. Only the first process calls it."""
-    return (
-        Learner(model, settings, accelerator) if size() == 1 else LeadingLearner(model, settings, accelerator)
-    )
+    if size() == 1:
+        return Learner(model, settings, accelerator)
+    return LeadingLearner(model, replace(settings, shard=_shards[0]), accelerator)
+
+
+def check_crew(recipe: Recipe) -> None:
+    """Raise CrewFault where the recipe asks for what several processes cannot do."""
+    if size() == 1:
+        return
+    if recipe.engine.kind == "vllm":
+        raise CrewFault(
+            "engine.kind=vllm cannot live in a process that trains with others: take engine.kind=vllm-server"
+        )
+    if "es" in recipe.stages:
+        raise CrewFault("the stage es takes no gradients that processes could share: train it in one process")
+    if _shards[0] and recipe.learner.trainable.name != "all":
+        raise CrewFault(
+            "--shard is for models that are trained whole: set learner.trainable=all, or leave it out"
+        )
+    anchored = recipe.sft.tokens is not None and recipe.sft.tokens.anchor > 0
+    if "sft" in recipe.stages and anchored:
+        raise CrewFault("sft.tokens.anchor is for one process: leave it out, or train in one process")
+    if _shards[0] and "rl" in recipe.stages and recipe.rl.prefix is not None:
+        raise CrewFault("rl.prefix needs the whole model in the first process: leave --shard out")
 
 
 class LeadingLearner(Learner):
@@ -143,6 +174,7 @@ class LeadingLearner(Learner):
 def follow() -> None:
     """Do what the first process says, until it has nothing more to say or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; the first one decides
+    transformers_logging.disable_progress_bar()
     _meet()
     learners: dict[int, Learner] = {}
     while True:

@@ -279,8 +279,7 @@ class Learner:
         """Names and tensors as in the Hugging Face state dict, for `Engine.load_weights`; an adapter is merged in."""
         if self.settings.adapter is not None:
             return merged_weights(self.model)
-        state = self.model.state_dict()
-        return iter((sharding.whole(state) if self.sharded else state).items())
+        return iter((sharding.whole_state(self.model) if self.sharded else self.model.state_dict()).items())
 
     def save(self, folder: Path) -> None:
         """Write the model in Hugging Face form (the first process does); an adapter is merged in, and kept in

@@ -38,7 +38,8 @@ class LogProbs(torch.nn.Module):
         hidden_N = hidden_T[batch.predict_N]
         rows = max(1, self.logits_budget // head.weight.shape[0])
         if len(hidden_N) <= rows:
-            return head_logprobs(hidden_N, head, batch.target_N, temperature, entropy)
+            lp_N, entropy_N = head_logprobs(hidden_N, head, batch.target_N, temperature, entropy)
+            return lp_N.clone(), entropy_N  # a view would be no output that FSDP2 can watch
         parts = [
             checkpoint(head_logprobs, h, head, t, temperature, entropy, use_reentrant=False)
             for h, t in zip(hidden_N.split(rows), batch.target_N.split(rows), strict=True)

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from gymrl.rl.batches import TokenSequence
+from gymrl.rl.crew import open_learner
 from gymrl.rl.learner import Learner, LearnerSettings
 
 
@@ -23,7 +24,13 @@ class Reference:
         self, model: str | Path | PreTrainedModel, settings: LearnerSettings, accelerator: Accelerator,
         decay: float | None = None,
     ) -> None:  # fmt: skip
-        self.scorer = Learner(model, replace(settings, adapter=None), accelerator)
+        settings = replace(settings, adapter=None)
+        # One that moves is the first process's alone: it moves outside of what the others are told.
+        self.scorer = (
+            open_learner(model, settings, accelerator)
+            if decay is None
+            else Learner(model, settings, accelerator, alone=True)
+        )
         self.decay = decay
         for parameter in self.scorer.model.parameters():
             parameter.requires_grad_(False)

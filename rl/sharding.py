@@ -35,6 +35,17 @@ def whole(value: Any) -> Any:
     return value
 
 
+def whole_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict of whole tensors, on the CPU; what was one tensor under two names (tied weights) still is."""
+    known: dict[int, torch.Tensor] = {}
+    found = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in known:
+            known[id(tensor)] = whole(tensor.detach())
+        found[name] = known[id(tensor)]
+    return found
+
+
 def split_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     """An optimiser's state dict of whole tensors with each split as its parameter is."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]

@@ -16,10 +16,11 @@ from gymrl.agents.rollout import RolloutSettings
 from gymrl.envs.workers import EnvPool
 from gymrl.rl.adapters import AdapterSettings
 from gymrl.rl.batches import TokenSequence, sequences_of
+from gymrl.rl.crew import check_crew, open_learner
 from gymrl.rl.demonstrations import demonstrate, tokenise
 from gymrl.rl.display import Display
 from gymrl.rl.folder import RunFolder
-from gymrl.rl.learner import Learner, LearnerSettings
+from gymrl.rl.learner import LearnerSettings
 from gymrl.rl.policy import load_renderer, start_policy
 from gymrl.rl.recipes import Recipe
 from gymrl.rl.supervised.agent import GuidedAgent
@@ -34,6 +35,7 @@ class Workshop:
     def __init__(
         self, recipe: Recipe, folder: RunFolder, pool: EnvPool, display: Display, loop: asyncio.Runner
     ) -> None:
+        check_crew(recipe)
         self.recipe, self.folder, self.pool, self.display, self.loop = recipe, folder, pool, display, loop
         self.pools: dict[str, EnvPool] = {}
         self.engine: Engine | None = None
@@ -79,7 +81,7 @@ class Workshop:
         settings = self.learner_settings()
         # An adapter goes on beside the weights that it was laid beside; the checkpoint's have it merged in.
         start = self.base if settings.adapter is not None else source
-        self.learner = Learner(start, settings, self.accelerator)
+        self.learner = open_learner(start, settings, self.accelerator)
         if state:
             self.learner.load_state(state)
         e = recipe.engine
