@@ -8,7 +8,7 @@ import inspect
 import math
 import threading
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import gymnasium
@@ -176,23 +176,33 @@ class GymEnv(gymnasium.Env[Any, Any]):
             raise EnvironmentFault(f"{self.env_id}: {error}") from None
 
     def _step_result(self, value: Any, void: bool) -> StepResult:
-        if not isinstance(value, tuple) or not 3 <= len(value) <= 5:
-            raise EnvironmentFault(f"{self.env_id}: step() returns (observation, reward, terminated[, info])")
-        info: dict[str, Any] = {}
-        truncated = False
-        if len(value) == 5:
-            truncated, info = bool(value[3]), dict(value[4])
-        elif len(value) == 4:
-            info = dict(value[3])
-        reward = value[1]
-        try:
-            reward = math.nan if isinstance(reward, (str, bytes)) else float(reward)
-        except (TypeError, ValueError, OverflowError):
-            reward = math.nan
-        if not math.isfinite(reward):
-            raise EnvironmentFault(f"{self.env_id}: a reward is a finite number, not {value[1]!r}")
-        info["void"] = void
-        return StepResult(self._observation(value[0]), reward, bool(value[2]), truncated, info)
+        result = normal_step(self.env_id, value)
+        return replace(result, info={**result.info, "void": void})
+
+
+def normal_step(name: str, value: Any) -> StepResult:
+    """What a `step` returned, in its one form. Raises EnvironmentFault, which begins with the environment's name, for
+    what is no step's value, and for a reward that is no finite number."""
+    if not isinstance(value, tuple) or not 3 <= len(value) <= 5:
+        raise EnvironmentFault(f"{name}: step() returns (observation, reward, terminated[, info])")
+    info: dict[str, Any] = {}
+    truncated = False
+    if len(value) == 5:
+        truncated, info = bool(value[3]), dict(value[4])
+    elif len(value) == 4:
+        info = dict(value[3])
+    reward = value[1]
+    try:
+        reward = math.nan if isinstance(reward, (str, bytes)) else float(reward)
+    except (TypeError, ValueError, OverflowError):
+        reward = math.nan
+    if not math.isfinite(reward):
+        raise EnvironmentFault(f"{name}: a reward is a finite number, not {value[1]!r}")
+    try:
+        observation = Observation.of(value[0])
+    except TypeError as error:
+        raise EnvironmentFault(f"{name}: {error}") from None
+    return StepResult(observation, reward, bool(value[2]), truncated, info)
 
 
 async def _result(value: Any) -> Any:

@@ -13,11 +13,14 @@ import re
 from functools import lru_cache
 from typing import Any
 
-from reasoning_gym.factory import DATASETS, create_dataset
-
 from gymrl.envs.code_interpreter.problems import Problem
 from gymrl.envs.gym import EnvironmentFault
 from gymrl.envs.records import TaskSpec, stable_hash
+
+_STATE = random.getstate()
+from reasoning_gym.factory import DATASETS, create_dataset  # noqa: E402 - draws from Python's global generator
+
+random.setstate(_STATE)
 
 _NO_ANSWER = "no stored answer, hence no oracle"
 _HASHSEED = "the same seed gives other items under another PYTHONHASHSEED"
@@ -54,8 +57,10 @@ EXCLUDED: dict[str, str] = {
 
 _ARITHMETIC = re.compile(r"(?!.*\*\*)[\d+\-*/(). ]{1,200}", re.DOTALL)
 _FORMS: dict[str, re.Pattern[str]] = {
+    "complex_arithmetic": re.compile(r"[\d+\-.ij() ]{1,100}"),  # pays for nan
     "countdown": _ARITHMETIC,  # sympy's parser evaluates Python
     "puzzle24": _ARITHMETIC,
+    "gsm_symbolic": re.compile(r"-?\$?\d[\d,]*(\.\d+)?%?"),  # reads the first number in any text
     "n_queens": re.compile(r"[Q_\s]*"),  # evaluates what is no board
     "prime_factorization": re.compile(r"\d{1,9}(\s*[×*x]\s*\d{1,9})*"),  # raises on all else
 }

@@ -34,7 +34,7 @@ _MARKS = (
     re.compile(r"<<<(?P<content>.*?)>>>", re.DOTALL),
 )
 FIXED = ("", " ", "\n\n", "\x00\x07", "\udcff\udc80", "((((((", "[[[[", "{{{", "\\", "```", "```python\n", "<answer>",
-          "</answer><answer>", "é∂ƒ 你好 🙃", "nan", "inf", "-0", "1e9999999999", "9**9**9**9",
+          "</answer><answer>", "é∂ƒ 你好 🙃", "nan", "inf", "1e9999999999", "9**9**9**9",
           "__import__('os').getpid()", "[print(1) for _ in ()]", "'; DROP TABLE answers; --", "{{7*7}}", "%s%n%x",
           '{"name": "zq", "arguments": {"a": 1}}', "<tool_call>{}</tool_call>", "None of these", "I do not know",
           "The answer is right.", "True False", "yes no Yes No true false", "A B C D E F G", "0 1 2 3 4 5 6 7 8 9",
