@@ -1,7 +1,8 @@
 """Sessions, as the worker sees them: which process holds the state, which ones are checkpoints, what a turn came to.
 
 A turn with a checkpoint runs in a fork of the process that holds the state. If it goes well the fork is the state from
-then on; if not, the fork is killed and the process it came from goes on as if nothing had been. What these processes
+then on; if not, the fork is killed and the process it came from goes on as if nothing had been. The next turn's fork is
+made while the caller looks at the outcome of the last. What these processes
 say is the program's word (they hold its memory); that they live or died, and what they used, is not.
 """
 
@@ -52,6 +53,8 @@ class Turns:
         self.first: Request | None = None
         self.made = 0
         self.untidy = False
+        self.spare: Held | None = None
+        self.done: Held | None = None
 
     def carry_out(self, request: Request) -> tuple[Outcome, bytes]:
         """Any request but for a program to run; what came of it, and the nonce."""
@@ -85,8 +88,9 @@ class Turns:
         runs = base
         try:
             if checkpoint:
-                base = replace(base, files=self.contents(base.files))
-                runs = self.fork(base)
+                base, runs = self.branch(base)
+            else:
+                self.drop_spare()
             self.order(runs.channel, protocol.RUN, len(code), code, request.timeout)
         except (Lost, OSError) as error:
             return self.start_again(str(error)), self.zygote.exactly(protocol.NONCE)
@@ -101,6 +105,7 @@ class Turns:
             self.current = runs
             if checkpoint:
                 base.channel.close()
+                self.done = base
             self.untidy = True  # the caller need not wait for that
             return reply, nonce
         if reply is not None:
@@ -112,15 +117,37 @@ class Turns:
         runs.channel.close()
         self.current = base
         self.end()
-        self.put(base)
+        self.current = replace(base, files=self.put(base))
         self.drain(base.channel)
         return Outcome(cause, status), nonce
 
+    def branch(self, base: Held) -> tuple[Held, Held]:
+        """The process that holds the state, with the files that belong to it, and its fork for a turn. Raises Lost."""
+        spare, self.spare = self.spare, None
+        if spare is not None:
+            return replace(base, files=spare.files), spare
+        base = replace(base, files=self.contents(base.files))
+        return base, self.fork(base)
+
+    def drop_spare(self) -> None:
+        """Whatever is done next is not done to the state that the spare fork is of."""
+        if self.spare is not None:
+            self.spare.channel.close()
+            self.spare = None
+
     def fork(self, held: Held) -> Held:
         """Have the process fork; the child, which waits. Raises Lost."""
+        return self.born(held, self.ask(held))
+
+    def ask(self, held: Held) -> socket.socket:
+        """Tell the process to fork; what the child will be spoken to by."""
         ours, theirs = socket.socketpair()
         with theirs:
             socket.send_fds(held.channel, [protocol.ORDER.pack(protocol.FORK, 0)], [theirs.fileno()])
+        return ours
+
+    def born(self, held: Held, ours: socket.socket) -> Held:
+        """The child of a process that was told to fork. Raises Lost."""
         deadline = time.monotonic() + PATIENCE
         allowed = 1
         poller = select.poll()
@@ -193,6 +220,7 @@ class Turns:
     def restart(self) -> None:
         """An interpreter with nothing in it, in empty folders. Snapshots stay."""
         assert self.first is not None
+        self.drop_spare()
         if self.current is not None:
             self.current.channel.close()
             self.current = None
@@ -209,7 +237,7 @@ class Turns:
         self.asking = [questions for questions in self.asking if questions in still]
         ours, theirs = socket.socketpair()
         with theirs:
-            pid = self.zygote.spawn(self.first, [*self.first.fds, theirs.fileno()], keeps=MOST + 2)
+            pid = self.zygote.spawn(self.first, [*self.first.fds, theirs.fileno()], keeps=MOST + 3)
         ours.settimeout(PATIENCE)
         head, fds, _, _ = socket.recv_fds(ours, protocol.REPLY.size, 1)
         self.zygote.check_child()
@@ -238,30 +266,55 @@ class Turns:
         if number == 0:
             return self.restart()
         held = self.snapshots[number]
+        self.drop_spare()
         if self.current is not None:
             self.current.channel.close()
             self.current = None
         self.end()
-        self.put(held)
+        held = self.snapshots[number] = replace(held, files=self.put(held))
         self.current = self.fork(held)
 
     def contents(self, before: tuple[files.Tree, files.Tree]) -> tuple[files.Tree, files.Tree]:
         return files.take(self.tier.work, before[0]), files.take(self.tier.temporary, before[1])
 
-    def put(self, held: Held) -> None:
-        for path, tree in zip((self.tier.work, self.tier.temporary), held.files, strict=True):
-            files.put(path, tree, self.tier.own)
+    def put(self, held: Held) -> tuple[files.Tree, files.Tree]:
+        """Put the files of a state back; the same as what the folders hold now."""
+        work, temporary = held.files
+        own = self.tier.own
+        return files.put(self.tier.work, work, own), files.put(self.tier.temporary, temporary, own)
 
     def tidy(self) -> None:
         """What is left to do of a turn that went well, once its outcome is sent."""
-        if self.untidy:
+        done, self.done = self.done, None
+        if not self.untidy:
+            return
+        if done is None or self.current is None:
+            return self.end()
+        kept = self.kept()
+        if strays := [pid for pid in self.watch.processes() if pid not in kept and pid != done.pid]:
             self.end()
+        else:
+            self.untidy = False
+        try:
+            here = replace(self.current, files=self.contents(self.current.files))
+            ours = self.ask(here)
+            if not strays:  # the process before this one ends by itself as its channel is closed, meanwhile
+                with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                    os.kill(done.pid, signal.SIGKILL)
+                    os.waitpid(done.pid, 0)
+            self.spare = self.born(here, ours)
+        except (Lost, OSError):  # the next turn tries again
+            self.end()
+
+    def kept(self) -> set[int]:
+        """The processes that hold a state."""
+        held = [*self.snapshots.values(), self.current, self.spare]
+        return {one.pid for one in held if one is not None}
 
     def end(self) -> None:
         """End every process but those that hold a state."""
         self.untidy = False
-        kept = [*self.snapshots.values(), *([self.current] if self.current is not None else [])]
-        self.watch.end({held.pid for held in kept})
+        self.watch.end(self.kept())
 
     def drain(self, channel: socket.socket) -> None:
         """Throw away what a turn that was undone has said in its parent's name."""
