@@ -122,11 +122,6 @@ def make(env_id: str, *, split: str = "train", render_mode: str | None = None, *
 
         params["wrappers"] = specifications(wrappers)
         world = wrap(world, params["wrappers"])
-    if wrappers:
-        from gymrl.envs.wrappers import specifications, wrap
-
-        params["wrappers"] = specifications(wrappers)
-        world = wrap(world, params["wrappers"])
     return GymEnv(env_id, world, params, split, render_mode)
 
 
