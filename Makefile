@@ -40,7 +40,7 @@ typecheck:
 
 pytest:
 	@echo "pytest: some minutes on two CPU cores"
-	@.venv/bin/pytest $(ARGS) || { echo "Tests failed: 'make pytest ARGS=\"--lf -x\"' runs the failed ones again."; exit 1; }
+	@OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist loadfile $(ARGS) || { echo "Tests failed: 'make pytest ARGS=\"--lf -x\"' runs the failed ones again."; exit 1; }
 
 clean:
 	rm -rf build dist gymrl.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

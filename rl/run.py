@@ -25,6 +25,7 @@ from gymrl.envs.workers import EnvPool
 from gymrl.rl.display import Display
 from gymrl.rl.folder import Progress, RunFault, RunFolder
 from gymrl.rl.memory import keep_freed_memory
+from gymrl.rl.policy import check_source
 from gymrl.rl.recipes import Recipe, dump, load
 from gymrl.rl.report import write_report
 from gymrl.rl.stages import open_stage, steps_of
@@ -61,6 +62,7 @@ def train(
         pool = open_pool(resolved)
     else:
         resolved = load(recipe or "quickstart", overrides)
+        check_source(resolved.model.path)
         pool = open_pool(resolved)  # before there is a folder: a wrong name leaves nothing behind
         stamp = time.strftime("%Y%m%d-%H%M%S")
         folder = RunFolder.create(out or Path("runs") / f"{resolved.name}-{stamp}", dump(resolved))
@@ -79,6 +81,8 @@ def train(
         except Exception:
             if run.progress.checkpoint:
                 run.display.note(f"stopped by an error; once it is mended, {hint}")
+            elif resume is None:
+                folder.discard()
             raise
         finally:
             run.close()
@@ -171,6 +175,7 @@ class Run:
             for step in range(self.progress.step, stage.total):
                 metrics, episodes = stage.step(step)
                 self._count(episodes)
+                self.display.invalid(sum(not episode.valid for episode in episodes))
                 stuck = self._skipped(name, step)
                 self.display.advance(step + 1, **stage.facts(metrics))
                 self._log(name, step, metrics)
@@ -216,6 +221,8 @@ class Run:
         check_engine(episodes)
         if self.stopping:
             raise Interrupted
+        if sum(result.invalid.values()) == result.episodes:
+            raise RunFault(f"no episode of the evaluation is valid; the first cause is {next(iter(result.invalid))}")
         self.folder.write_episodes(f"eval-{stage}", episodes)
         self._count(episodes)
         self.summary["stages"] = [s for s in self.summary["stages"] if s["name"] != stage]
@@ -294,6 +301,10 @@ class Run:
             self.display.stages(self.summary["stages"])
         self._write_summary()
         self._report()
+        for cause, count in self.summary["invalid"].items():
+            self.display.note(
+                f"{count} invalid episode{'s' * (count != 1)}, in no figure and no group's baseline: {cause}"
+            )
         self.display.note(f"{self.summary['seconds']:.0f} s in all; open {self.folder.path / 'report.html'}")
 
     def close(self) -> None:

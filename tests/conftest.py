@@ -15,6 +15,15 @@ settings.register_profile(
 settings.load_profile("gymrl")
 
 
+SLOW = ("test_train", "test_algorithms_runs", "test_engine_vllm_server", "test_docs", "test_sandbox_attacks")
+"""Files that take minutes: begun first, so that no process is left alone with one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(SLOW)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 @pytest.fixture(scope="session")
 def docker_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a Docker engine: the one that is there, or one started for the tests; else they are skipped."""

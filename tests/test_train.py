@@ -204,6 +204,8 @@ def test_wrong_keys_name_the_mend(override, words):
 def test_recipes(tmp_path):
     with pytest.raises(RecipeError, match="did you mean 'quickstart'"):
         load("quikstart")
+    with pytest.raises(RecipeError, match=r"nope\.toml is no such file"):
+        load("nope.toml")
     (tmp_path / "bad.toml").write_text("a = = 3")
     with pytest.raises(RecipeError, match="not TOML"):
         load(tmp_path / "bad.toml")
@@ -225,8 +227,13 @@ def test_a_context_too_small_for_the_environment_is_named(tmp_path):
 
 
 def test_a_model_that_cannot_be_loaded_is_named(tmp_path):
+    for path, words in (("./nope", "there is no folder './nope'"), (str(tmp_path), "holds no config.json")):
+        with pytest.raises(RuntimeError, match=words):
+            train("quickstart", [*SMALL, f"model.path={path}"], None, tmp_path / "run")
+    (tmp_path / "config.json").write_text("{}")
     with pytest.raises(RuntimeError, match="cannot be loaded"):
         train("quickstart", [*SMALL, f"model.path={tmp_path}"], None, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk")
@@ -281,12 +288,12 @@ def test_an_engine_that_dies_stops_the_run_which_then_goes_on(whole, tmp_path, m
     calls = 0
     serve = TransformersEngine.generate_batch
 
-    async def dying(self, requests):
+    async def dying(self, requests, on_done=None):
         nonlocal calls
         calls += 1
         if self.version >= 9:
             raise EngineFault("the engine died: restart it")
-        return await serve(self, requests)
+        return await serve(self, requests, on_done)
 
     monkeypatch.setattr(TransformersEngine, "generate_batch", dying)
     with pytest.raises(EngineFault, match="restart it"):
@@ -297,3 +304,28 @@ def test_an_engine_that_dies_stops_the_run_which_then_goes_on(whole, tmp_path, m
     assert [r["step"] for r in metrics(tmp_path / "run")] == [r["step"] for r in metrics(whole)]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "finished" and not summary["invalid"]
+
+
+def test_invalid_episodes_are_shown(capsys):
+    from types import SimpleNamespace
+
+    from rich.console import Console
+
+    from gymrl.rl.display import Display
+
+    display = Display(Console(width=120), every=0.0)
+    display.begin("evaluate sft", 2)
+    display.count(SimpleNamespace(valid=True))
+    assert "invalid" not in capsys.readouterr().out
+    display.count(SimpleNamespace(valid=False))
+    display.end()
+    assert "evaluate sft: 2/2" in (printed := capsys.readouterr().out) and "invalid 1" in printed
+    stage = {
+        "name": "sft", "success": 1.0, "low": 0.2, "high": 1.0, "turns": 1.0, "void_turns": 0.0, "episodes": 2,
+        "seconds": 1.0, "invalid": {"environment: KeyError: 'x'": 1},
+    }  # fmt: skip
+    display.stages([stage])
+    header, row = (line for line in capsys.readouterr().out.splitlines() if "polic" in line or "SFT" in line)
+    assert "invalid" in header and row.split()[-3:] == ["2", "1", "1.0"]
+    display.stages([stage | {"invalid": {}}])
+    assert "invalid" not in capsys.readouterr().out
