@@ -80,8 +80,7 @@ def plot(lines: dict[str, list[tuple[int, float]]]) -> str:
         f'<text transform="translate(16 {low / 2}) rotate(-90)" text-anchor="middle">seconds</text>',
     ]
     first = next(iter(lines.values()))
-    middle = first[len(first) // 2]
-    ideal = [at(tokens, middle[1] * tokens / middle[0]) for tokens in (first[0][0], first[-1][0])]
+    ideal = [at(tokens, first[0][1] * tokens / first[0][0]) for tokens in (first[0][0], first[-1][0])]
     parts.append(
         f'<path d="M{ideal[0][0]} {ideal[0][1]}L{ideal[1][0]} {ideal[1][1]}" stroke="#bbb" stroke-dasharray="4 4"/>'
     )
