@@ -33,9 +33,13 @@ def train(
         ),
     ] = False,
     list_: Annotated[bool, typer.Option("--list", help="List the shipped recipes.")] = False,
+    keys: Annotated[bool, typer.Option("--keys", help="List a recipe's keys, what they mean, their defaults.")] = False,
 ) -> None:
     if list_:
         list_recipes()
+        return
+    if keys:
+        list_keys()
         return
     if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":
         from gymrl.rl.crew import follow  # started by a launcher beside the process that leads
@@ -82,3 +86,16 @@ def list_recipes() -> None:
         first = path.read_text(encoding="utf-8").partition("\n")[0]
         table.add_row(name, first.lstrip("# ").strip() if first.startswith("#") else "")
     Console().print(table)
+
+
+def list_keys() -> None:
+    """Every key with its default and meaning, a line each; the settings of an optional table or a choice indented."""
+    from gymrl.rl.recipes import described
+
+    section = ""
+    for key in described():
+        first = key.name.partition(".")[0]
+        if section and first != section and "." in key.name:
+            typer.echo("")
+        section = first
+        typer.echo(f"{'  ' * bool(key.of) + key.name} = {key.default}".ljust(44) + f"  # {key.meaning}")

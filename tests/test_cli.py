@@ -366,3 +366,13 @@ def test_the_command_works_under_typers_runner_too() -> None:
     result = CliRunner().invoke(app, ["--help"], env={**os.environ})
     assert result.exit_code == 0 and "leaderboard" in result.output
     assert train_module.split_arguments(["a=b", "r"]) == ("r", ["a=b"])
+
+
+def test_every_key_of_a_recipe_is_listed_with_its_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    from gymrl.rl.recipes import described, keys
+
+    code, out, _ = call(capsys, "train", "--keys")
+    assert code == 0
+    listed = {line.split(" = ")[0].strip(): line.partition("  # ")[2] for line in out.splitlines() if line}
+    assert set(keys()) <= set(listed) == {key.name for key in described()}
+    assert all(listed.values()) and listed["rl.kl.coefficient"]
