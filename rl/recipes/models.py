@@ -231,10 +231,7 @@ class PrefixSection(Section):
     )
     last: float = Field(0.05, ge=0, le=1, description="and at the last one, along half a cosine")
     entropy: float = Field(
-        0.2,
-        gt=0,
-        le=1,
-        description="share of a prefix's tokens that carry a gradient: the most uncertain ones",
+        0.2, gt=0, le=1, description="share of its tokens, the least certain, with a gradient"
     )
 
 
