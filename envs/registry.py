@@ -170,6 +170,6 @@ _WORDS: dict[Any, tuple[tuple[type, ...], str]] = {
 
 def _hints(cls: type) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(cls.__init__)
+        return typing.get_type_hints(getattr(cls, "__init__"))  # noqa: B009
     except Exception:  # annotations that name what is not imported say nothing
         return {}
