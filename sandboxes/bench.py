@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import statistics
 import subprocess
@@ -11,8 +12,9 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
-from gymrl.sandboxes import Sandbox, SandboxUnavailable, open_sandbox
+from gymrl.sandboxes import Sandbox, SandboxUnavailable, ShellSession, open_sandbox
 from gymrl.sandboxes.container import DockerSandbox
 
 PROGRAM = "print(1 + 1)"
@@ -100,7 +102,11 @@ async def measure(rounds: int = 100, span: float = 1.0) -> list[Row]:
     if not boxes:
         raise SandboxUnavailable("there is nothing to measure: no sandbox that isolates can be built here")
     first = next(iter(boxes.values()))
-    turn, checkpointed = await first.session(checkpoint=False), await first.session()
+    turn, checkpointed, shell = (
+        await first.session(checkpoint=False),
+        await first.session(),
+        await _shell(boxes),
+    )
     calls: dict[str, Call] = {"subprocess": lambda: _process(BARE)}
     calls |= {name: partial(box.run, PROGRAM) for name, box in boxes.items()}
     both = dict(calls)
@@ -108,7 +114,11 @@ async def measure(rounds: int = 100, span: float = 1.0) -> list[Row]:
         "session turn": lambda: turn.run("1 + 1"),
         "checkpointed session turn": lambda: checkpointed.run("1 + 1"),
     }
+    if shell is not None:
+        both["shell turn"] = lambda: shell.exec("echo 2")
     calls = dict(both)
+    if shell is not None:
+        calls["shell reset"] = shell.reset
     calls |= {name: partial(_process, command) for name, command in _peers(boxes).items()}
     try:
         seconds = await _latencies(calls, rounds)
@@ -135,11 +145,20 @@ async def measure(rounds: int = 100, span: float = 1.0) -> list[Row]:
         ]
         rows += await _preloaded(max(3, rounds // 10))
     finally:
-        for session in (turn, checkpointed):
-            await session.close()
+        for session in (turn, checkpointed, shell):
+            if session is not None:
+                await session.close()
         for box in boxes.values():
             await box.close()
     return rows
+
+
+async def _shell(boxes: dict[str, Sandbox]) -> ShellSession | None:
+    """A shell in a working tree, in the first sandbox that has shells."""
+    for box in boxes.values():
+        with contextlib.suppress(SandboxUnavailable):
+            return await box.shell(Path(__file__).parent)
+    return None
 
 
 async def _preloaded(rounds: int) -> list[Row]:
@@ -173,6 +192,7 @@ GOALS = {
     "docker": ("<= 0.7", ">= 1.8"),
     "session turn": ("<= 0.04", ">= 40"),
     "checkpointed session turn": ("<= 0.3", ">= 3"),
+    "shell turn": ("<= 0.05", ""),
 }
 """Of the latency's ratio and of the rate's."""
 

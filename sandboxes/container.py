@@ -10,14 +10,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import select
 import shutil
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 import weakref
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,6 +34,8 @@ LABEL, FOLDER = "gymrl.sandbox", "gymrl.sandbox.folder"
 """What a container says of its owner: the process, and the folder that is bound into it."""
 PREFIX = "gymrl-sandbox-"
 NOBODY = "65534:65534"
+_IN_USE: set[str] = set()
+"""The folders of this process's workers."""
 USES = 2000
 """Runs after which a container is replaced."""
 PROCESSES = 128
@@ -60,12 +65,52 @@ class DockerSandbox(PoolSandbox):
         """Ids of the containers that wait for a run."""
         return [worker.container.id for worker in self._idle.queue if isinstance(worker, ContainerWorker)]
 
+    def _start(self) -> None:
+        super()._start()
+        self._count, self._coming, self._waiting = threading.Lock(), 0, 0
+        self._makers = ThreadPoolExecutor(self.size, "gymrl-containers")
+
     def _give(self, worker: Worker) -> None:
         assert isinstance(worker, ContainerWorker)
         worker.uses += 1
-        if worker.uses >= USES:
+        if self._closed or (worker.alive and worker.uses < USES):
+            super()._give(worker)
+            return
+        with self._count:
+            self._coming += 1
+        self._makers.submit(self._replace, worker)
+
+    def _replace(self, worker: Worker) -> None:
+        """Remove a container that is dead or worn and put another in its place. Where none can be had, whoever waits
+        for it tries once more, and tells why not."""
+        fresh = None
+        try:
             worker.close()
-        super()._give(worker)
+            fresh = None if self._closed else self.open_worker()
+        except SandboxUnavailable:
+            pass
+        finally:
+            with self._count:
+                self._coming -= 1
+            self._idle.put(fresh)
+
+    def _await(self) -> Worker | None:
+        with self._count:
+            if self._waiting >= self._coming:
+                return None
+            self._waiting += 1
+        try:
+            while self._coming and not self._closed:
+                with contextlib.suppress(queue.Empty):
+                    return self._idle.get(timeout=1.0)
+            return None
+        finally:
+            with self._count:
+                self._waiting -= 1
+
+    def _close(self) -> None:
+        self._makers.shutdown(wait=True)
+        super()._close()
 
 
 def connect() -> Any:
@@ -100,8 +145,16 @@ def _check_image(client: Any, image: str) -> None:
 
 
 def owner() -> str:
-    """This process, by a name that no later one has."""
-    return f"{os.getpid()}:{_started(os.getpid())}"
+    """This process, by a name that no other one has, on whatever machine."""
+    return f"{os.getpid()}:{_started(os.getpid())}:{_here()}"
+
+
+def _here() -> str:
+    """Which machine, since when, and which of its process namespaces: engines may be shared."""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}-{os.stat('/proc/self/ns/pid').st_ino}"
+    return "nowhere"
 
 
 def _started(pid: int) -> str:
@@ -112,15 +165,18 @@ def _started(pid: int) -> str:
 
 
 def sweep(client: Any) -> int:
-    """Remove the containers of processes that are gone, with their folders; how many."""
+    """Remove the containers of processes that are gone, with their folders, and this process's own that could not be
+    removed when they were given up, since the engine was away; how many."""
     removed = 0
     for container in client.containers.list(all=True, filters={"label": LABEL}, ignore_removed=True):
-        pid, _, started = container.labels[LABEL].partition(":")
-        if _started(int(pid)) != started:
+        pid, started, here = (container.labels[LABEL].split(":") + ["", ""])[:3]
+        if here != _here():  # another machine's: it is not known whether that process lives
+            continue
+        folder = container.labels.get(FOLDER, "")
+        if _started(int(pid)) != started or (int(pid) == os.getpid() and folder not in _IN_USE):
             with contextlib.suppress(Exception):
                 container.remove(force=True)
                 removed += 1
-            folder = container.labels.get(FOLDER, "")
             if os.path.basename(folder).startswith(PREFIX):
                 shutil.rmtree(folder, ignore_errors=True)
     return removed
@@ -204,6 +260,7 @@ class ContainerWorker(Worker):
         self.tier, self.owner, self.uses = "docker", os.getpid(), 0
         self.client = connect()
         self.folder = tempfile.mkdtemp(prefix=PREFIX)
+        _IN_USE.add(self.folder)
         door = Path(self.folder, "door")
         door.mkdir()
         door.chmod(0o777)  # inside a folder that is closed to others
@@ -219,6 +276,7 @@ class ContainerWorker(Worker):
             shutil.rmtree(self.folder, ignore_errors=True)
             with contextlib.suppress(Exception):
                 self.container.remove(force=True)
+            _IN_USE.discard(self.folder)
             self.client.close()
             if not isinstance(error, Exception):
                 raise
@@ -255,6 +313,7 @@ class ContainerWorker(Worker):
             security_opt=["no-new-privileges:true", f"seccomp={profile()}"],
             mem_limit=memory, memswap_limit=memory, pids_limit=PROCESSES,
             tmpfs={"/work": size, "/tmp": size}, volumes=places, hostname="sandbox", working_dir="/",
+            stop_signal="SIGKILL",
             log_config={"type": "json-file", "config": {"max-size": "1m"}},
         )  # fmt: skip
 
@@ -284,8 +343,9 @@ def _end(
     log.close()
     if os.getpid() != owner:  # a forked copy: the container is another's
         return
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception):  # an engine that is away: the next sweep does it
         process.container.remove(force=True)
+    _IN_USE.discard(folder)
     process.close()
     client.close()
     shutil.rmtree(folder, ignore_errors=True)

@@ -50,7 +50,7 @@ class PoolSandbox(Sandbox):
     def _start(self) -> None:
         self._owner, self._closed = os.getpid(), False
         self._threads = ThreadPoolExecutor(self.size, "gymrl-sandbox")
-        self._idle: queue.LifoQueue[Worker] = queue.LifoQueue()
+        self._idle: queue.LifoQueue[Worker | None] = queue.LifoQueue()
 
     def open_worker(self, size: int = 0, names: int = 0) -> Worker:
         """A new worker. size, names: bytes and files of a working tree that it is to have room for."""
@@ -84,10 +84,16 @@ class PoolSandbox(Sandbox):
             try:
                 worker = self._idle.get_nowait()
             except queue.Empty:
+                worker = self._await()
+            if worker is None:
                 return self._fresh()
             if worker.alive:
                 return worker
             worker.close()
+
+    def _await(self) -> Worker | None:
+        """A worker that is under way already; None where another one is to be made now."""
+        return None
 
     def _fresh(self, size: int = 0, names: int = 0) -> Worker:
         """Another worker, with room for a working tree of so many bytes and files."""
@@ -133,7 +139,9 @@ class PoolSandbox(Sandbox):
         self._threads.shutdown(wait=True)
         with contextlib.suppress(queue.Empty):
             while True:
-                self._idle.get_nowait().close()
+                worker = self._idle.get_nowait()
+                if worker is not None:
+                    worker.close()
 
 
 def run_program(worker: Worker, code: str, timeout: float, limits: Limits, backend: str) -> Result:

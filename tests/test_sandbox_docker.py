@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -18,6 +20,9 @@ from gymrl.sandboxes import SandboxFault, SandboxUnavailable, open_sandbox
 from gymrl.sandboxes.container import FOLDER, LABEL, DockerSandbox, connect, owner, sweep
 from gymrl.sandboxes.image import ensure_image
 from gymrl.sandboxes.worker import HOUSE
+
+BARE = ("--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false")
+"""An engine that needs nothing of the host's network."""
 
 
 @pytest.fixture
@@ -120,6 +125,101 @@ async def test_an_engine_that_is_gone_is_a_fault(client: Any, monkeypatch: pytes
             opened()
     assert (await box.run("print('again')")).stdout == "again\n"
     await box.close()
+
+
+class Engine:
+    """An engine of a test's own, which it may kill."""
+
+    def __init__(self, folder: Path, dockerd: str) -> None:
+        self.folder, self.dockerd, self.starts = folder, dockerd, 0
+        self.process: subprocess.Popen[bytes] | None = None
+
+    async def start(self) -> bool:
+        """The same images and containers as before; whether it answers."""
+        self.starts += 1  # what containers run under is new: a killed engine leaves its own in a muddle
+        places = ("--data-root", self.folder / "data", "--exec-root", self.folder / f"exec{self.starts}")
+        command = [
+            self.dockerd,
+            *places,
+            "-p",
+            self.folder / f"pid{self.starts}",
+            "-H",
+            f"unix://{self.folder}/sock",
+        ]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(  # noqa: ASYNC220
+                [*command, "--shutdown-timeout=1", *BARE], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        for _ in range(600):
+            try:
+                connect().close()
+            except SandboxUnavailable:
+                if self.process.poll() is not None:
+                    return False
+                await asyncio.sleep(0.1)
+            else:
+                return True
+        return False
+
+    async def end(self, signal_number: int = signal.SIGTERM) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal_number)
+            await asyncio.to_thread(self.process.wait, 60)
+
+    def sweep(self) -> None:
+        """End what a killed engine left running and mounted: what its containers ran under."""
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if f"{self.folder}/exec" in path.read_text():
+                    os.kill(int(path.parent.name), signal.SIGKILL)
+        mounted = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+        for place in sorted(
+            (place for place in mounted if place.startswith(f"{self.folder}/")), reverse=True
+        ):
+            subprocess.run(["umount", "-l", place], check=False)
+
+
+async def test_an_engine_that_dies_under_calls_hangs_nothing(
+    docker_engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed, it leaves its containers running: a call ends as it would have. Ended, it takes them along: a call is a
+    fault. In neither case is anything else taken for a result."""
+    dockerd = shutil.which("dockerd", path=f"{os.environ['PATH']}:/usr/sbin")
+    if os.geteuid() or not dockerd:
+        pytest.skip("an engine of the test's own needs root and dockerd")
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/sock")
+    engine = Engine(tmp_path, dockerd)
+    try:
+        if not await engine.start():
+            pytest.skip(f"no second engine runs here: {(tmp_path / 'log').read_text()[-300:]}")
+        for signal_number in (signal.SIGKILL, signal.SIGTERM):
+            box = opened(2)
+            session, shell = await box.session(), await box.shell()
+            await session.run("x = 1")
+            slow = f"import time; time.sleep({1 if signal_number == signal.SIGKILL else 30}); print('done')"
+            calls = [asyncio.create_task(box.run(slow, timeout=40)) for _ in range(3)]
+            calls.append(asyncio.create_task(session.run(slow, timeout=40)))
+            calls.append(asyncio.create_task(shell.exec(f'python3 -c "{slow}"', timeout=40)))
+            await asyncio.sleep(0.5)
+            await engine.end(signal_number)
+            ends = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 120)
+            for end in ends:
+                assert isinstance(end, SandboxFault) or (end.ok and end.stdout == "done\n"), end
+            assert signal_number == signal.SIGKILL or all(isinstance(end, SandboxFault) for end in ends)
+            with pytest.raises(SandboxUnavailable, match="start a Docker engine"):
+                opened()
+            for thing in (session, shell, box):
+                await asyncio.wait_for(thing.close(), 60)
+            assert await engine.start(), (tmp_path / "log").read_text()[-2000:]
+        box = opened()
+        assert (await box.run("print('again')")).stdout == "again\n"
+        client = connect()
+        assert len(containers(client, owner())) == 1  # those that the dead engine could not remove are gone
+        client.close()
+        await box.close()
+    finally:
+        await engine.end()
+        engine.sweep()
 
 
 def test_a_missing_image_is_told_with_its_mend(client: Any) -> None:
