@@ -22,6 +22,10 @@ def episodes(
     from gymrl.agents.evaluation import summarise
     from gymrl.cli.evaluate import show as show_summary
 
+    if file.is_dir():
+        files = sorted(file.glob("episodes/**/*.jsonl") or file.glob("**/*.jsonl"))
+        hint = f"a file in it, such as {files[-1]}" if files else "a JSONL or Parquet file of episodes"
+        raise typer.BadParameter(f"{file} is a folder: name {hint}")
     if not file.is_file():
         raise typer.BadParameter(f"there is no file {file}")
     found = list(read_parquet(file) if file.suffix == ".parquet" else read_jsonl(file))
@@ -32,9 +36,7 @@ def episodes(
     if jsonl is not None:
         typer.echo(f"{write_jsonl(jsonl, found)} episodes written to {jsonl}")
     if parquet is None and jsonl is None and not show:
-        seconds = sum(episode.metrics.get("seconds", 0.0) for episode in found)
-        tokens = sum(episode.tokens for episode in found)
-        show_summary(str(file), summarise(found, seconds), tokens / max(seconds, 1e-9))
+        show_summary(str(file), summarise(found))
 
 
 def transcript(episode: Episode) -> str:

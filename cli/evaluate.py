@@ -119,8 +119,8 @@ def trained_otherwise(policy: str, env: str, params: dict[str, Any]) -> str:
     return ""
 
 
-def show(title: str, result: Evaluation, tokens_per_second: float) -> None:
-    """Print an evaluation as a table of two columns."""
+def show(title: str, result: Evaluation, tokens_per_second: float | None = None) -> None:
+    """Print an evaluation as a table of two columns; without its speed where that is not known."""
     from rich.console import Console
     from rich.table import Table
 
@@ -133,9 +133,11 @@ def show(title: str, result: Evaluation, tokens_per_second: float) -> None:
         "tokens": f"{result.tokens:.1f}",
         "void turns": f"{result.void_turns:.3f}",
         "endings": ", ".join(f"{count} {ending}" for ending, count in sorted(result.endings.items())),
-        "seconds": f"{result.seconds:.1f}",
-        "tokens/s": f"{tokens_per_second:.0f}",
     }
+    if tokens_per_second is not None:
+        lines["seconds"] = f"{result.seconds:.1f}"
+        if result.tokens:  # a scripted policy has none
+            lines["tokens/s"] = f"{tokens_per_second:.0f}"
     for cause, count in sorted(result.invalid.items()):
         lines[f"invalid: {count}"] = cause
     for name, value in lines.items():

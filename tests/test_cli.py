@@ -376,3 +376,29 @@ def test_every_key_of_a_recipe_is_listed_with_its_meaning(capsys: pytest.Capture
     listed = {line.split(" = ")[0].strip(): line.partition("  # ")[2] for line in out.splitlines() if line}
     assert set(keys()) <= set(listed) == {key.name for key in described()}
     assert all(listed.values()) and listed["rl.kl.coefficient"]
+
+
+def test_a_policy_trained_with_other_parameters_says_which(tmp_path: Path) -> None:
+    from gymrl.cli.evaluate import trained_otherwise
+
+    run_folder = tmp_path / "run"
+    policy = run_folder / "checkpoints" / "rl"
+    policy.mkdir(parents=True)
+    played = {"word": "hello"}
+    assert trained_otherwise(str(policy), "test/Parrot-v0", played) == ""  # no run's
+    recipe = run_folder / "recipe.toml"
+    recipe.write_text('[env]\nid = "test/Parrot-v0"\nparams = {word = "good bye", loud = true}\n')
+    told = "--param loud=true --param 'word=good bye'"
+    assert sorted(trained_otherwise(str(policy), "test/Parrot-v0", played).split(" --")) == sorted(
+        told.split(" --")
+    )
+    assert trained_otherwise(str(policy), "test/Parrot-v0", {"word": "good bye", "loud": True}) == ""
+    recipe.write_text('[env]\nid = "gymrl/CodeInterpreter-v0"\n')
+    assert trained_otherwise(str(policy), "test/Parrot-v0", played) == ""
+
+
+def test_a_folder_of_episodes_is_told_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "episodes").mkdir()
+    (tmp_path / "episodes" / "eval-sft.jsonl").write_text("")
+    code, _, err = call(capsys, "episodes", str(tmp_path))
+    assert code == 2 and "eval-sft.jsonl" in "".join(err.split())
