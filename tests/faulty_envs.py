@@ -57,6 +57,12 @@ class Waits(Sound):
     runs = "thread"
 
 
+class ThreeTasks(Sound):
+    """A split has three tasks and no more."""
+
+    sizes: ClassVar[dict[str, int]] = {"train": 3, "val": 3, "test": 3}  # type: ignore[misc]
+
+
 class OverlappingSeeds(Sound):
     """Item i of seed s is item i - 1 of seed s + 1."""
 

@@ -110,6 +110,12 @@ def test_a_planted_fault_is_found_by_the_law_that_it_breaks(law: str, name: str,
     assert any(re.search(words, fault.what) for fault in found.faults), found.faults
 
 
+def test_a_world_of_a_few_tasks_passes_too() -> None:
+    report = tried("ThreeTasks")
+    assert report.sound, [verdict.faults for verdict in report.verdicts if verdict.faults]
+    assert "oracle 3 of 3" in report.verdict("players").measured
+
+
 def test_a_fault_names_the_task_and_the_words_that_show_it() -> None:
     (fault,) = verdict("PaysForGarbageInOneFamily", "garbage").faults[:1]
     assert fault.params == {"family": "bad"} and fault.where == f"train {fault.index}"

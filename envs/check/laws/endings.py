@@ -19,7 +19,7 @@ async def check(subject: Subject, settings: Settings) -> tuple[str, Sequence[Fau
         faults.append(Fault("step() before the first reset() is answered"))
     except EnvironmentFault:
         pass
-    for index in play.within(range(8), settings.seconds, 2):
+    for index in play.within(range(min(8, env.world.sizes["train"])), settings.seconds, 2):
         for choose in play.PLAYERS.values():
             task = env.task_spec(index)
             try:

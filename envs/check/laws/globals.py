@@ -37,7 +37,7 @@ async def check(subject: Subject, settings: Settings) -> tuple[str, Sequence[Fau
         for name in sorted(key for key in before if before[key] != now[key]):
             faults.append(Fault(f"importing or making the environment changes {name}'s global generator"))
     env, episodes = subject.make(), 0
-    for index in play.within(range(8), settings.seconds, 3):
+    for index in play.within(range(min(8, env.world.sizes["train"])), settings.seconds, 3):
         for choose in play.PLAYERS.values():
             task = env.task_spec(index)
             before = state()

@@ -37,7 +37,7 @@ async def check(subject: Subject, settings: Settings) -> tuple[str, Sequence[Fau
     wanted = [env.task_spec(index, split) for index in range(settings.tasks) for split in env.world.sizes
               if index < env.world.sizes[split]][: settings.tasks]  # fmt: skip
     reference: Traces = {}
-    for task in play.within(wanted, settings.seconds / 4, 6):
+    for task in play.within(wanted, settings.seconds / 4, 4):
         reference[task] = await play.trace(env, task)
     await env.aclose()
     tasks = list(reference)
