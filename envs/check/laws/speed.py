@@ -11,7 +11,7 @@ from gymrl.envs.check import play
 from gymrl.envs.check.laws.growth import level
 from gymrl.envs.check.records import Fault, Settings, Subject
 
-CLAIM = "speed"
+CLAIM = "it is fast enough to play"
 
 ENVS = 16
 
