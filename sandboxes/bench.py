@@ -59,21 +59,21 @@ async def _latencies(calls: dict[str, Call], rounds: int) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-async def _rates(calls: dict[str, Call], span: float, turns: int = 3) -> dict[str, float]:
-    """Median executions/s of each call with two at a time."""
+async def _rates(calls: dict[str, list[Call]], span: float, turns: int = 3) -> dict[str, float]:
+    """Median executions/s of each pair of calls, which are made over and over side by side."""
     rates: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(turns):
-        for name, call in calls.items():
+        for name, pair in calls.items():
             start, done = time.perf_counter(), 0
 
-            async def work(call: Call = call, start: float = start) -> int:
+            async def work(call: Call, start: float = start) -> int:
                 count = 0
                 while time.perf_counter() - start < span:
                     await call()
                     count += 1
                 return count
 
-            done = sum(await asyncio.gather(work(), work()))
+            done = sum(await asyncio.gather(*map(work, pair)))
             rates[name].append(done / (time.perf_counter() - start))
     return {name: statistics.median(values) for name, values in rates.items()}
 
@@ -102,27 +102,22 @@ async def measure(rounds: int = 100, span: float = 1.0) -> list[Row]:
     if not boxes:
         raise SandboxUnavailable("there is nothing to measure: no sandbox that isolates can be built here")
     first = next(iter(boxes.values()))
-    turn, checkpointed, shell = (
-        await first.session(checkpoint=False),
-        await first.session(),
-        await _shell(boxes),
-    )
-    calls: dict[str, Call] = {"subprocess": lambda: _process(BARE)}
-    calls |= {name: partial(box.run, PROGRAM) for name, box in boxes.items()}
-    both = dict(calls)
-    both |= {
-        "session turn": lambda: turn.run("1 + 1"),
-        "checkpointed session turn": lambda: checkpointed.run("1 + 1"),
-    }
-    if shell is not None:
-        both["shell turn"] = lambda: shell.exec("echo 2")
-    calls = dict(both)
-    if shell is not None:
-        calls["shell reset"] = shell.reset
+    plain = [await first.session(checkpoint=False) for _ in range(2)]
+    kept = [await first.session() for _ in range(2)]
+    shells = [shell for shell in (await _shell(boxes), await _shell(boxes)) if shell is not None]
+    pairs: dict[str, list[Call]] = {"subprocess": [lambda: _process(BARE)] * 2}
+    pairs |= {name: [partial(box.run, PROGRAM)] * 2 for name, box in boxes.items()}
+    pairs["session turn"] = [partial(session.run, "1 + 1") for session in plain]
+    pairs["checkpointed session turn"] = [partial(session.run, "1 + 1") for session in kept]
+    if shells:
+        pairs["shell turn"] = [partial(shell.exec, "echo 2") for shell in shells]
+    calls = {name: pair[0] for name, pair in pairs.items()}
+    if shells:
+        calls["shell reset"] = shells[0].reset
     calls |= {name: partial(_process, command) for name, command in _peers(boxes).items()}
     try:
         seconds = await _latencies(calls, rounds)
-        rates = await _rates(both, span)
+        rates = await _rates(pairs, span)
         rows = [
             Row(
                 name,
@@ -141,13 +136,14 @@ async def measure(rounds: int = 100, span: float = 1.0) -> list[Row]:
                 GOALS.get(name, ("", ""))[1],
                 rates[name],
             )
-            for name in both
+            for name in pairs
         ]
         rows += await _preloaded(max(3, rounds // 10))
     finally:
-        for session in (turn, checkpointed, shell):
-            if session is not None:
-                await session.close()
+        for session in (*plain, *kept):
+            await session.close()
+        for shell in shells:
+            await shell.close()
         for box in boxes.values():
             await box.close()
     return rows

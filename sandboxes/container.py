@@ -169,7 +169,7 @@ def sweep(client: Any) -> int:
     removed when they were given up, since the engine was away; how many."""
     removed = 0
     for container in client.containers.list(all=True, filters={"label": LABEL}, ignore_removed=True):
-        pid, started, here = (container.labels[LABEL].split(":") + ["", ""])[:3]
+        pid, started, here = [*container.labels[LABEL].split(":"), "", ""][:3]
         if here != _here():  # another machine's: it is not known whether that process lives
             continue
         folder = container.labels.get(FOLDER, "")

@@ -186,8 +186,10 @@ class Worker:
             timeout, limits.memory, limits.file_size, limits.disk, limits.processes, limits.output, len(code)
         )
         try:
-            socket.send_fds(self.control, [kind], fds)
-            self.control.sendall(head + code + nonce)
+            whole = kind + head + code + nonce  # at once: every message wakes the worker
+            sent = socket.send_fds(self.control, [whole], fds) if fds else 0
+            if sent < len(whole):
+                self.control.sendall(whole[sent:])
         except OSError:
             raise self.fault() from None
         return nonce
@@ -206,13 +208,16 @@ class Worker:
 
     def outcome(self, nonce: bytes, patience: float = GRACE) -> Outcome:
         """Read an outcome. Raises SandboxFault if the worker died instead, or says what it was not asked."""
-        self.control.settimeout(patience)
+        if self.control.gettimeout() != patience:
+            self.control.settimeout(patience)
+        head = protocol.OUTCOME.size
         try:
-            data = protocol.receive(self.control, protocol.OUTCOME.size)
-            if len(data) < protocol.OUTCOME.size:
+            data = self.control.recv(2**16)  # nothing follows an outcome
+            data += protocol.receive(self.control, max(0, head - len(data))) if data else b""
+            if len(data) < head:
                 raise self.fault()
-            cause, status, seconds, lost, size, echo = protocol.OUTCOME.unpack(data)
-            value = protocol.receive(self.control, size)
+            cause, status, seconds, lost, size, echo = protocol.OUTCOME.unpack(data[:head])
+            value = data[head:] + protocol.receive(self.control, max(0, size - len(data) + head))
         except OSError:
             raise self.fault() from None
         if echo != nonce or len(value) != size:

@@ -131,8 +131,13 @@ class Shell:
     def send(self, bash: Bash, command: bytes, end: float) -> None:
         """Raises OSError where the bash does not read."""
         text = b"".join(_ESCAPES[byte] for byte in command)
-        bash.channel.settimeout(max(0.01, end - time.monotonic()))
-        bash.channel.sendall(b"%d\n" % len(text) + text)
+        data = b"%d\n" % len(text) + text
+        with contextlib.suppress(BlockingIOError):
+            data = data[bash.channel.send(data, socket.MSG_DONTWAIT) :]
+        if data:
+            bash.channel.settimeout(max(0.01, end - time.monotonic()))
+            bash.channel.sendall(data)
+            bash.channel.settimeout(None)
 
     def await_status(self, bash: Bash, request: Request, end: float) -> tuple[bytes, int | None]:
         """Why the waiting ended, and the command's status if the bash has told it. What else it says is kept in `said`.
@@ -142,9 +147,8 @@ class Shell:
             cause = self.zygote.attend(handle, end, request, also=bash.handle)
             if cause != protocol.ENDED or handle == bash.handle:
                 return cause, None
-            bash.channel.settimeout(0)
             try:
-                data = bash.channel.recv(65536)
+                data = bash.channel.recv(65536, socket.MSG_DONTWAIT)
             except BlockingIOError:  # it is dead, and something holds the other end
                 return cause, None
             if not data:  # another program takes its place (exec), or it is about to end
@@ -177,6 +181,7 @@ class Shell:
                 if not data or len(said) > protocol.LONGEST:
                     raise Broken
                 said += data
+            self.bash.channel.settimeout(None)
         except (Broken, OSError):  # its next command finds it dead, and another is started then
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.bash.pid, signal.SIGKILL)

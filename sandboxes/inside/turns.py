@@ -173,20 +173,32 @@ class Turns:
         self, channel: socket.socket, kind: bytes, size: int, body: bytes = b"", timeout: float = 5.0
     ) -> None:
         """Raises OSError where the process does not read."""
-        channel.settimeout(min(timeout, PATIENCE))
-        channel.sendall(protocol.ORDER.pack(kind, size) + body)
+        data = protocol.ORDER.pack(kind, size) + body
+        with contextlib.suppress(BlockingIOError):
+            data = data[channel.send(data, socket.MSG_DONTWAIT) :]
+        if data:
+            channel.settimeout(min(timeout, PATIENCE))
+            channel.sendall(data)
+            channel.settimeout(None)
 
     def reply(self, channel: socket.socket, most: int, end: float) -> Outcome | None:
         """The reply to a turn; None where the process died or says what it should not."""
+        length = protocol.REPLY.size
         try:
-            channel.settimeout(max(0.01, end - time.monotonic()))
-            head = protocol.receive(channel, protocol.REPLY.size)
-            if len(head) < protocol.REPLY.size:
+            data = channel.recv(2**16, socket.MSG_DONTWAIT)
+            if data and len(data) < length:
+                channel.settimeout(max(0.01, end - time.monotonic()))
+                data += protocol.receive(channel, length - len(data))
+            if len(data) < length:
                 return None
-            kind, status, size = protocol.REPLY.unpack(head)
+            kind, status, size = protocol.REPLY.unpack(data[:length])
             if kind not in (protocol.DONE, protocol.LEFT) or size > protocol.LONGEST:
                 return None
-            value = protocol.receive(channel, size)
+            value = data[length : length + size]  # what comes after it was not asked for
+            if len(value) < size:
+                channel.settimeout(max(0.01, end - time.monotonic()))
+                value += protocol.receive(channel, size - len(value))
+            channel.settimeout(None)
         except OSError:
             return None
         return Outcome(kind, status, False, value[:most]) if len(value) == size else None
