@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from accelerate import Accelerator
 from gymrl.agents.ragged import NAME
 from gymrl.agents.records import Episode, Turn
 from gymrl.envs.records import Message, TaskSpec
-from gymrl.rl.batches import make_batch, sequences_of
+from gymrl.rl.batches import TOLD, make_batch, sequences_of
 from gymrl.rl.learner import Learner, LearnerSettings
 from gymrl.rl.objective import loss_of_settings
 from gymrl.rl.recipes.models import RlSection
@@ -63,3 +65,14 @@ def test_the_norms_are_those_of_the_tokens_alone(budget):
         want = torch.nn.utils.get_total_norm([p.grad for p in ours.model.parameters() if p.grad is not None])
         assert got[name] == pytest.approx(float(want), rel=1e-4)
     assert got["all"] == pytest.approx(ours.step(data, weights, loss_of, 0.0).grad_norm, rel=1e-5)
+
+
+def test_demonstrated_tokens_are_not_stale():
+    task = TaskSpec.make("toy/Toy-v0", "1", "train", 0)
+    told = replace(turn((5, 6, 7, 8), False, 3), versions=(TOLD, TOLD, 2, 3))
+    data = sequences_of(Episode(task, (told,), "terminated"), advantage=1.0)
+    beside = [replace(s, guided=True) for s in data]
+    batch = make_batch(data + beside, [1.0, 1.0])
+    stale = causes(3)["stale"](batch, torch.zeros(batch.actions))
+    assert batch.version_N.tolist() == [TOLD, TOLD, 2, 3] * 2
+    assert stale.tolist() == [False, False, True, False] + [False] * 4

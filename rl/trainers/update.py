@@ -236,7 +236,8 @@ def _unlikely(batch: Batch, lp_N: torch.Tensor) -> torch.Tensor:
 
 
 def _stale(version: int, batch: Batch, lp_N: torch.Tensor) -> torch.Tensor:
-    return (batch.version_N < version) & ~batch.guided_N
+    # Demonstrated tokens have a version too, below 0: no weights sampled them, so none that grew old.
+    return (batch.version_N >= 0) & (batch.version_N < version) & ~batch.guided_N
 
 
 def _masked(sequence: TokenSequence, correct: Any) -> TokenSequence:
