@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+import tempfile
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gymrl.cli.values import loading, parameters
 
+if TYPE_CHECKING:
+    from gymrl.agents import evaluation as ev
+    from gymrl.agents.engines.base import Sampling
+    from gymrl.agents.policies import OpenPolicy
+
+    Play = Callable[[OpenPolicy, Path], Awaitable[ev.Evaluation]]
+
 METHODS = ("soup", "greedy", "task")
+CONCURRENCY = 64
+"""Episodes at once."""
 
 HELP = """Merge checkpoints of one architecture: `gymrl merge MODEL MODEL... --out FOLDER`.
 
 soup: their mean, or with --weights their weighted mean. greedy: from the best on, each joins the soup if success on
-held-out tasks does not fall (--env, --tasks). task: --base plus the --weights times what each model learnt; --drop
-(DARE) and --lines LOW HIGH (LiNeS) work on what was learnt."""
+held-out tasks does not fall: those of a leaderboard's suite (--suite), or an environment's (--env, --tasks).
+task: --base plus the --weights times what each model learnt; --drop (DARE) and --lines LOW HIGH (LiNeS) work on what
+was learnt."""
 
 
 def merge(
@@ -32,12 +46,15 @@ def merge(
         1.0,
     ),
     seed: Annotated[int, typer.Option(help="Of what is dropped.")] = 0,
+    suite: Annotated[
+        str, typer.Option(help="Suite, by name or TOML file, whose success decides (greedy).")
+    ] = "",
     env: Annotated[str, typer.Option(help="Environment whose success decides (greedy).")] = "",
     param: Annotated[
         list[str],
         typer.Option("--param", metavar="KEY=VALUE", help="A parameter of the environment (greedy)."),
     ] = [],  # noqa: B006
-    tasks: Annotated[int, typer.Option(help="Its held-out tasks, of the split val (greedy).")] = 64,
+    tasks: Annotated[int, typer.Option(min=1, help="Its held-out tasks, of the split val (greedy).")] = 64,
 ) -> None:
     if method not in METHODS:
         raise typer.BadParameter(
@@ -49,8 +66,12 @@ def merge(
         raise typer.BadParameter(
             "--drop and --lines work on what was learnt since a base: take --method task"
         )
-    if (method == "greedy") != bool(env):
-        raise typer.BadParameter("--env goes with --method greedy, and that with it", param_hint="--env")
+    if (method == "greedy") != bool(env or suite) or (env and suite):
+        raise typer.BadParameter(
+            "--method greedy goes with one of --suite and --env, and those with it", param_hint="--method"
+        )
+    if suite and param:
+        raise typer.BadParameter("a suite has its parameters: leave --param out", param_hint="--param")
     if method == "greedy" and weights:
         raise typer.BadParameter(
             "a greedy soup weighs its models equally: leave --weights out", param_hint="--weights"
@@ -79,8 +100,17 @@ def merge(
     else:
         m.check_alike(found, names)
         if method == "greedy":
-            joined, merged = m.greedy_soup(found, _scorer(env, parameters(param), tasks, models[0]))
-            how |= {"joined": [names[i] for i in joined], "env": env, "tasks": tasks}
+            if suite:
+                score = _suite_scorer(suite, models[0])
+                how |= {"suite": suite}
+            else:
+                score = _scorer(env, parameters(param), tasks, models[0])
+                how |= {"env": env, "params": parameters(param), "tasks": tasks}
+            greedy = m.greedy_soup(found, score)
+            merged = greedy.weights
+            how["joined"] = [names[i] for i in greedy.joined]
+            how["trials"] = [{**asdict(trial), "model": names[trial.model]} for trial in greedy.trials]
+            _show(how["trials"])
         else:
             merged = m.soup(found, shares or None)
             how |= {"weights": shares or [1.0] * len(found)}
@@ -98,18 +128,24 @@ def _numbers(text: str) -> list[float]:
         raise typer.BadParameter(f"{text!r} are no numbers: write 0.7,0.3", param_hint="--weights") from None
 
 
-def _scorer(env: str, params: dict[str, Any], tasks: int, like: Path) -> Any:
-    """A function from weights to greedy success on the first held-out tasks of an environment."""
-    import asyncio
-    import tempfile
+def _show(trials: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
 
+    table = Table("model", "alone", "soup with it", "")
+    for trial in trials:
+        verdict = "joined" if trial["joined"] else "left out"
+        table.add_row(trial["model"], f"{trial['alone']:.3f}", f"{trial['soup']:.3f}", verdict)
+    Console().print(table)
+
+
+def _scorer(env: str, params: dict[str, Any], tasks: int, like: Path) -> Callable[[Any], float]:
+    """A function from weights to greedy success on the first held-out tasks of an environment."""
     from gymrl.agents import evaluation as ev
-    from gymrl.agents.policies import OpenPolicy, open_policy
     from gymrl.agents.rollout import RolloutSettings
     from gymrl.envs.workers import EnvPool
-    from gymrl.rl import merging as m
 
-    async def play(policy: OpenPolicy) -> float:
+    async def play(policy: OpenPolicy, folder: Path) -> ev.Evaluation:
         pool = EnvPool(env, params)
         count = min(tasks, pool.template.world.sizes["val"])
         jobs = ev.evaluation_jobs([pool.task("val", index) for index in range(count)], 1, 0, greedy=True)
@@ -117,13 +153,50 @@ def _scorer(env: str, params: dict[str, Any], tasks: int, like: Path) -> Any:
             result, _ = await ev.evaluate(policy.agent, pool, jobs, RolloutSettings())
         finally:
             await pool.aclose()
+        return result
+
+    return _scored(play, like, None)
+
+
+def _suite_scorer(name: str, like: Path) -> Callable[[Any], float]:
+    """A function from weights to success on a suite, played as the leaderboard plays it."""
+    from gymrl.agents import evaluation as ev
+    from gymrl.leaderboards.runner import play_suite
+    from gymrl.leaderboards.suite import load_suite
+
+    suite = load_suite(name)
+    if suite.split == "test":
+        typer.echo(
+            f"note: the soup is chosen on {suite.name}'s test tasks: its place on that leaderboard is then no "
+            "measurement on tasks it has not seen",
+            err=True,
+        )
+
+    async def play(policy: OpenPolicy, folder: Path) -> ev.Evaluation:
+        return ev.summarise(await play_suite(suite, policy.agent, folder / "episodes.partial", CONCURRENCY))
+
+    return _scored(play, like, suite.sampling.sampling())
+
+
+def _scored(play: Play, like: Path, sampling: Sampling | None) -> Callable[[Any], float]:
+    """A function that writes weights as a checkpoint like `like`, has them played, and returns the success."""
+    from gymrl.agents.policies import open_policy
+    from gymrl.rl import merging as m
+
+    async def played(policy: OpenPolicy, folder: Path) -> ev.Evaluation:
+        try:
+            return await play(policy, folder)
+        finally:
             await policy.close()
-        return result.success
 
     def score(weights: Any) -> float:
         with tempfile.TemporaryDirectory() as folder:
             where = Path(folder) / "model"
             m.write_weights(weights, like, where)
-            return asyncio.run(play(open_policy(str(where))))
+            policy = open_policy(str(where), sampling=sampling, slots=CONCURRENCY)
+            found = asyncio.run(played(policy, Path(folder)))
+        if sum(found.invalid.values()) == found.episodes:
+            raise m.MergeFault(f"no episode was valid; the first cause is {next(iter(found.invalid))}")
+        return found.success
 
     return score

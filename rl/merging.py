@@ -6,9 +6,11 @@ All of it is computed in float64 and stored in the base's (or first model's) dty
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -86,18 +88,50 @@ def soup(models: Sequence[Weights], shares: Sequence[float] | None = None) -> We
     return {key: mean(key).to(tensor.dtype) for key, tensor in models[0].items()}
 
 
-def greedy_soup(models: Sequence[Weights], score: Callable[[Weights], float]) -> tuple[list[int], Weights]:
-    """Greedy soup (Wortsman et al. 2022): models from the best on join the uniform soup if its score does not fall.
-    Returns the indices that joined, and the soup."""
-    scores = [score(model) for model in models]
+@dataclass(frozen=True)
+class Trial:
+    """One model's turn in a greedy soup: what it scores alone, what the soup scores with it, and whether it stayed.
+    `model` is its index; the first trial is the best model's, alone."""
+
+    model: int
+    alone: float
+    soup: float
+    joined: bool
+
+
+@dataclass(frozen=True)
+class GreedySoup:
+    """A soup, and how it came about, in the order of trial."""
+
+    weights: Weights
+    trials: tuple[Trial, ...]
+
+    @property
+    def joined(self) -> list[int]:
+        return [trial.model for trial in self.trials if trial.joined]
+
+
+def greedy_soup(models: Sequence[Weights], score: Callable[[Weights], float]) -> GreedySoup:
+    """Greedy soup (Wortsman et al. 2022): models from the best on (of equals the first given) join the uniform soup if
+    its score does not fall. Raises MergeFault where a score is not a number."""
+
+    def scored(weights: Weights, what: str) -> float:
+        found = score(weights)
+        if math.isnan(found):
+            raise MergeFault(f"{what} has no score: look at why none of its episodes counts")
+        return found
+
+    scores = [scored(model, f"model {i + 1}") for i, model in enumerate(models)]
     order = sorted(range(len(models)), key=lambda i: (-scores[i], i))
     joined, best, mixed = [order[0]], scores[order[0]], models[order[0]]
+    trials = [Trial(order[0], best, best, True)]
     for i in order[1:]:
         tried = soup([models[j] for j in [*joined, i]])
-        reached = score(tried)
+        reached = scored(tried, f"the soup with model {i + 1}")
         if reached >= best:
             joined, best, mixed = [*joined, i], reached, tried
-    return joined, mixed
+        trials.append(Trial(i, scores[i], reached, reached >= best))
+    return GreedySoup(mixed, tuple(trials))
 
 
 def task_vectors(base: Weights, models: Sequence[Weights], scales: Sequence[float]) -> Weights:

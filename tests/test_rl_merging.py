@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
+from gymrl.agents import evaluation
 from gymrl.cli.main import run
+from gymrl.leaderboards.suite import update_hash
 from gymrl.rl import merging as m
 from gymrl.rl.tiny import make_model, make_tokenizer, save_policy
 
@@ -21,7 +27,7 @@ def checkpoints(tmp_path_factory) -> list[Path]:
     folder = tmp_path_factory.mktemp("models")
     tokenizer = make_tokenizer(TEXTS, 300)
     return [
-        save_policy(folder / name, make_model(len(tokenizer), 32, 3, 2, 1, 64, seed), tokenizer)
+        save_policy(folder / name, make_model(len(tokenizer), 32, 3, 2, 1, 256, seed), tokenizer)
         for seed, name in enumerate(("base", "one", "two"))
     ]
 
@@ -76,8 +82,41 @@ def test_lines_scales_with_depth():
 
 def test_a_greedy_soup_takes_what_does_not_hurt():
     models = [{"w": torch.tensor([x])} for x in (0.0, 4.0, -1.0)]
-    joined, mixed = m.greedy_soup(models, lambda w: -abs(w["w"].item() + 0.5))
-    assert joined == [0, 2] and mixed["w"].item() == -0.5
+    found = m.greedy_soup(models, lambda w: -abs(w["w"].item() + 0.5))
+    assert found.joined == [0, 2] and found.weights["w"].item() == -0.5
+    assert found.trials == (
+        m.Trial(0, -0.5, -0.5, True),  # of equals the first given begins
+        m.Trial(2, -0.5, 0.0, True),
+        m.Trial(1, -4.5, -1.5, False),
+    )
+
+
+@given(st.lists(st.integers(-8, 8), min_size=1, max_size=6), st.integers(-8, 8))
+def test_a_greedy_soup_is_never_worse_than_its_best_model(values, goal):
+    asked = []
+
+    def score(weights):
+        asked.append(weights["w"].item())
+        return -abs(weights["w"].item() - goal)
+
+    models = [{"w": torch.tensor([float(x)], dtype=torch.float64)} for x in values]
+    found = m.greedy_soup(models, score)
+    assert len(asked) == 2 * len(values) - 1 and sorted(t.model for t in found.trials) == list(
+        range(len(values))
+    )
+    assert [t.alone for t in found.trials] == sorted((-abs(x - goal) for x in values), reverse=True)
+    kept = [t.soup for t in found.trials if t.joined]
+    assert kept == sorted(kept) and score(found.weights) == kept[-1] >= found.trials[0].alone
+    assert torch.equal(found.weights["w"], m.soup([models[i] for i in found.joined])["w"])
+    assert all(t.joined == (t.soup >= max(u.soup for u in found.trials[:n] if u.joined)) for n, t in
+               enumerate(found.trials) if n)  # fmt: skip
+
+
+def test_a_model_without_a_score_joins_nothing():
+    with pytest.raises(m.MergeFault, match="model 2 has no score"):
+        m.greedy_soup(
+            [{"w": torch.ones(1)}, {"w": torch.zeros(1)}], lambda w: 1.0 if w["w"].item() else math.nan
+        )
 
 
 def test_the_command_writes_a_checkpoint_that_loads(checkpoints, tmp_path, capsys):
@@ -107,6 +146,61 @@ def test_the_command_makes_a_greedy_soup_by_success(checkpoints, tmp_path, capsy
     command = ["merge", one, two, "--method", "greedy", "--env", "gymrl/CodeInterpreter-v0", "--tasks", "2"]
     assert run([*command, "--out", str(tmp_path / "best")]) == 0
     assert "joined: " + one in capsys.readouterr().out  # nobody wins: nothing falls, both join
+    for wrong, words in (
+        (["--method", "greedy"], "--suite and --env"),
+        (
+            ["--method", "greedy", "--suite", "quickstart", "--env", "gymrl/CodeInterpreter-v0"],
+            "--suite and --env",
+        ),
+        (["--suite", "quickstart"], "--suite and --env"),
+        (["--method", "greedy", "--suite", "quickstart", "--param", "terms=2"], "leave --param out"),
+        (["--method", "greedy", "--suite", "quickstar"], "did you mean"),
+    ):
+        assert run(["merge", one, two, *wrong, "--out", str(tmp_path / "x")]) != 0
+        assert words in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "x").exists()
+
+
+SUITE = """
+name = "few"
+title = "Two sums"
+env = "gymrl/CodeInterpreter-v0"
+env_version = "1"
+split = "test"
+indices = { first = 0, count = 2 }
+turns = 2
+hash = ""
+[params]
+tasks = "arithmetic"
+[sampling]
+max_tokens = 8
+"""
+
+
+def test_a_leaderboards_suite_decides(checkpoints, tmp_path, capsys, monkeypatch):
+    """The suite is really played; how it went is then made up, so that one model is better than the other."""
+    suite = tmp_path / "few.toml"
+    suite.write_text(SUITE)
+    update_hash(suite)
+    _, one, two = checkpoints
+    best = m.read_weights(two)
+    played, summarise = [], evaluation.summarise
+
+    def judged(episodes):
+        assert [e.task.index for e in episodes] == [0, 1] and all(e.task.split == "test" for e in episodes)
+        played.append(summarise(episodes))
+        return replace(played[-1], success=(0.25, 0.75, 0.5)[len(played) - 1])
+
+    monkeypatch.setattr(evaluation, "summarise", judged)
+    command = ["merge", str(one), str(two), "--method", "greedy", "--suite", str(suite)]
+    assert run([*command, "--out", str(tmp_path / "best")]) == 0
+    said = capsys.readouterr()
+    assert "left out" in said.out and "0.750" in said.out and "chosen on few's test tasks" in said.err
+    assert len(played) == 3 and all(not p.invalid for p in played)
+    got = m.read_weights(tmp_path / "best")
+    assert all(torch.equal(got[key], best[key]) for key in best)
+    how = json.loads((tmp_path / "best" / "merge.json").read_text())
+    assert how["joined"] == [str(two)] and [t["joined"] for t in how["trials"]] == [True, False]
 
 
 def test_other_architectures_are_refused(checkpoints, tmp_path):
