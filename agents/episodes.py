@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gymrl.agents.records import Episode, episode_from_json, episode_to_json
+from gymrl.agents.sharegpt import read_sharegpt
 
 
 def jsonl_line(episode: Episode) -> str:
@@ -50,6 +51,26 @@ def read_jsonl(path: str | Path) -> Iterator[Episode]:
                 yield episode_from_json(json.loads(line))
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{path}, line {number}: not an episode ({error})") from error
+
+
+def read_episodes(path: str | Path) -> Iterator[Episode]:
+    """Read a file of episodes in any of their forms: Parquet (.parquet), a list of conversations (.json), or JSONL, of
+    episodes or of conversations (ShareGPT), as its first line says. Raises ValueError where it is broken."""
+    path = Path(path)
+    if path.suffix == ".parquet":
+        return read_parquet(path)
+    return read_sharegpt(path) if path.suffix == ".json" or _converses(path) else read_jsonl(path)
+
+
+def _converses(path: Path) -> bool:
+    """Whether the first line that is not empty is a conversation of others rather than an episode."""
+    with path.open(encoding="utf-8") as file:
+        first = next((line for line in file if line.strip()), "")
+    try:
+        data = json.loads(first)
+    except ValueError:
+        return False
+    return isinstance(data, dict) and "format" not in data and ("conversations" in data or "messages" in data)
 
 
 def write_parquet(path: str | Path, episodes: Iterable[Episode]) -> int:

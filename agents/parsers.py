@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 
 from gymrl.envs.records import Action, ToolCall
 
@@ -34,3 +35,12 @@ def parse_action(text: str) -> Action:
     """The action in a completed turn. Thoughts (`<think>...</think>`) are not part of it."""
     spoken = _THOUGHT.sub("", text)
     return Action(spoken, tool_calls(spoken))
+
+
+def with_calls(text: str, calls: Iterable[ToolCall]) -> str:
+    """The text, and after it those of the calls that it does not hold yet, in the form that `tool_calls` reads: what a
+    policy would have had to write, where a scripted player or a server gave the calls apart from the text."""
+    there = [(call.name, dict(call.arguments)) for call in parse_action(text).tool_calls]
+    missing = [call for call in calls if (call.name, dict(call.arguments)) not in there]
+    bodies = [json.dumps({"name": c.name, "arguments": dict(c.arguments)}, ensure_ascii=False) for c in missing]
+    return "\n".join(filter(None, [text, *(f"<tool_call>\n{body}\n</tool_call>" for body in bodies)]))

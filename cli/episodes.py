@@ -12,14 +12,19 @@ if TYPE_CHECKING:
 
 
 def episodes(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="FILE.jsonl or FILE.parquet.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="FILE.jsonl, FILE.parquet, or ShareGPT.")],
     parquet: Annotated[Path | None, typer.Option(metavar="OUT", help="Write them as Parquet.")] = None,
     jsonl: Annotated[Path | None, typer.Option(metavar="OUT", help="Write them as JSONL.")] = None,
+    sharegpt: Annotated[
+        Path | None, typer.Option(metavar="OUT", help="Write them as ShareGPT JSONL: text alone, no tokens.")
+    ] = None,
+    won: Annotated[bool, typer.Option("--won", help="Only the episodes that succeeded.")] = False,
     show: Annotated[int, typer.Option(metavar="N", min=0, help="Print the first N in full.")] = 0,
 ) -> None:
     """Count the episodes of a file, print some, or convert the file."""
-    from gymrl.agents.episodes import read_jsonl, read_parquet, write_jsonl, write_parquet
+    from gymrl.agents.episodes import read_episodes, write_jsonl, write_parquet
     from gymrl.agents.evaluation import summarise
+    from gymrl.agents.sharegpt import write_sharegpt
     from gymrl.cli.evaluate import show as show_summary
 
     if file.is_dir():
@@ -28,14 +33,16 @@ def episodes(
         raise typer.BadParameter(f"{file} is a folder: name {hint}")
     if not file.is_file():
         raise typer.BadParameter(f"there is no file {file}")
-    found = list(read_parquet(file) if file.suffix == ".parquet" else read_jsonl(file))
+    found = [episode for episode in read_episodes(file) if episode.success or not won]
     for episode in found[:show]:
         typer.echo(transcript(episode))
     if parquet is not None:
         typer.echo(f"{write_parquet(parquet, found)} episodes written to {parquet}")
     if jsonl is not None:
         typer.echo(f"{write_jsonl(jsonl, found)} episodes written to {jsonl}")
-    if parquet is None and jsonl is None and not show:
+    if sharegpt is not None:
+        typer.echo(f"{write_sharegpt(sharegpt, found)} conversations written to {sharegpt}")
+    if parquet is None and jsonl is None and sharegpt is None and not show:
         show_summary(str(file), summarise(found))
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from gymrl.cli import envs, episodes, evaluate, leaderboard, merge, report, sandbox, train
+from gymrl.cli import collect, envs, episodes, evaluate, leaderboard, merge, report, sandbox, train
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
 
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 app.command("train", help=train.HELP)(train.train)
 app.command("eval")(evaluate.evaluate)
+app.command("collect")(collect.collect)
 app.add_typer(envs.app, name="envs")
 app.add_typer(leaderboard.app, name="leaderboard")
 app.command("merge", help=merge.HELP)(merge.merge)

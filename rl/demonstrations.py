@@ -1,10 +1,13 @@
-"""Demonstrations: the oracle's episodes, as tokens of the policy that is to learn from them."""
+"""Demonstrations: the oracle's episodes, or those of a file, as tokens of the policy that is to learn from them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
+from gymrl.agents.episodes import read_episodes
+from gymrl.agents.parsers import with_calls
 from gymrl.agents.players import Job, ScriptedAgent
 from gymrl.agents.records import Episode, Turn
 from gymrl.agents.rendering import Conversation, Renderer
@@ -14,7 +17,7 @@ from gymrl.envs.workers import EnvPool
 
 
 class DemonstrationFault(RuntimeError):
-    """The oracle did not win where it has to."""
+    """The oracle did not win where it has to, or a file holds nothing to learn from."""
 
 
 async def demonstrate(
@@ -37,8 +40,24 @@ async def demonstrate(
     return won
 
 
+def read_demonstrations(path: Path) -> list[Episode]:
+    """The episodes of a file (JSONL, Parquet or ShareGPT) that succeeded, in its order.
+
+    Raises DemonstrationFault if there are none, ValueError naming file and line where it is broken.
+    """
+    episodes = list(read_episodes(path))
+    won = [episode for episode in episodes if episode.valid and episode.success]
+    if not won:
+        raise DemonstrationFault(
+            f"sft.data: none of the {len(episodes)} episodes in {path} succeeded: collect more, or better ones "
+            "(`gymrl collect ID --policy oracle --won`)"
+        )
+    return won
+
+
 def tokenise(episode: Episode, renderer: Renderer) -> Episode:
-    """A scripted episode with the ids that a policy would have had to say, each turn closed by the end-of-turn id.
+    """An episode with the ids that a policy would have had to say (text and tool calls), each turn closed by the
+    end-of-turn id.
 
     Log-probabilities are 0 and versions -1: nobody sampled them.
     """
@@ -46,7 +65,7 @@ def tokenise(episode: Episode, renderer: Renderer) -> Episode:
     turns: list[Turn] = []
     for turn in episode.turns:
         prompt = conversation.observe(Observation(turn.messages, episode.tools if not turns else ()))
-        ids = (*renderer.encode(turn.text), renderer.stop_ids[0])
+        ids = (*renderer.encode(with_calls(turn.text, turn.tool_calls)), renderer.stop_ids[0])
         conversation.said(ids)
         turns.append(
             replace(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from gymrl.agents.parsers import with_calls
 from gymrl.agents.records import Episode
 from gymrl.agents.rendering import Renderer
 from gymrl.rl.recipes.models import Recipe, TinySection
@@ -69,6 +70,6 @@ def conversation_texts(episode: Episode) -> list[str]:
     texts = []
     for turn in episode.turns:
         texts += [f"{message.role}\n{message.text}\n" for message in turn.messages]
-        texts.append(f"assistant\n{turn.text}\n")
+        texts.append(f"assistant\n{with_calls(turn.text, turn.tool_calls)}\n")
     assert CHAT_TEMPLATE
     return texts

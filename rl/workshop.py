@@ -17,7 +17,7 @@ from gymrl.envs.workers import EnvPool
 from gymrl.rl.adapters import AdapterSettings
 from gymrl.rl.batches import TokenSequence, sequences_of
 from gymrl.rl.crew import check_crew, open_learner
-from gymrl.rl.demonstrations import demonstrate, tokenise
+from gymrl.rl.demonstrations import demonstrate, read_demonstrations, tokenise
 from gymrl.rl.display import Display
 from gymrl.rl.folder import RunFolder
 from gymrl.rl.learner import LearnerSettings
@@ -63,9 +63,7 @@ class Workshop:
             folder.write_checkpoint("base", lambda path: start_policy(recipe, [], path), {})
         wanted = "sft" in recipe.stages or ("rl" in recipe.stages and recipe.rl.sft_weight > 0)
         if wanted or (recipe.model.path == "tiny" and not self.base.exists()):
-            self.display.begin("demonstrations", recipe.sft.demonstrations)
-            demonstrations = self.loop.run(self._demonstrate())
-            self.display.end()
+            demonstrations = self._given() if recipe.sft.data else self._played()
             folder.write_episodes("demonstrations", demonstrations)
         if not self.base.exists():
             folder.write_checkpoint("base", lambda path: start_policy(recipe, demonstrations, path), {})
@@ -128,6 +126,18 @@ class Workshop:
         told = noted(tokenise(episode, self.renderer), self.note, self.renderer)
         sequences = sequences_of(told)
         return with_keys(sequences, told, tokens.key, self.renderer) if tokens and tokens.key else sequences
+
+    def _given(self) -> list[Episode]:
+        """The demonstrations of the recipe's file; of a resumed run its own copy, as the file may change."""
+        copy = self.folder.path / "episodes" / "demonstrations.jsonl"
+        return read_demonstrations(copy if copy.exists() else Path(self.recipe.sft.data))
+
+    def _played(self) -> list[Episode]:
+        self.display.begin("demonstrations", self.recipe.sft.demonstrations)
+        try:
+            return self.loop.run(self._demonstrate())
+        finally:
+            self.display.end()
 
     async def _demonstrate(self) -> list[Episode]:
         recipe = self.recipe

@@ -24,6 +24,10 @@ DEFAULTS = RlSection()
 def check(recipe: Recipe) -> None:
     """Raise ValueError with the reason where the recipe's settings do not go together, or a part is not known."""
     _trainable(recipe.learner.trainable)
+    if recipe.sft.data and not Path(recipe.sft.data).is_file():
+        raise ValueError(
+            f"sft.data = {recipe.sft.data!r}: there is no such file; `gymrl collect` writes one, as JSONL or Parquet"
+        )
     if "rl" in recipe.stages:
         _rl(recipe)
     if "preference" in recipe.stages and recipe.preference is not None:

@@ -160,7 +160,7 @@ class TokensSection(Section):
 
 
 class SftSection(Section):
-    """The warm start on the oracle's demonstrations."""
+    """The warm start on demonstrations: the oracle's, or a file's."""
 
     demonstrations: int = Field(
         200, ge=1, description="tasks that the oracle plays, from the head of the training split"
@@ -169,6 +169,7 @@ class SftSection(Section):
         default_factory=dict,
         description="environment parameters of the demonstrations alone, over env.params",
     )
+    data: str = Field("", description="a file of episodes; its successes are learnt from, not the oracle")
     steps: int = Field(300, ge=1, description="optimiser steps")
     batch: int = Field(32, ge=1, description="demonstrations a step")
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
