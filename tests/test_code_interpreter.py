@@ -148,3 +148,19 @@ async def test_a_run_records_what_isolated_its_code():
         Run._count(run, episodes)
     assert list(run.summary["sandboxes"].values()) == [4]
     assert set(run.summary["sandboxes"]) == {episodes[0].turns[0].info["sandbox"]}
+
+
+def test_the_marks_of_r1_code_interpreter():
+    env = make(ID, mark="angles")
+    observation, _ = env.reset(options={"index": 0})
+    assert "<<<...>>>" in observation.text and "<answer>" not in observation.text
+    assert env.step("<answer>3</answer>")[4]["void"]
+    _, _, terminated, _, info = env.step(env.oracle())
+    assert not terminated and not info["void"]
+    assert env.oracle().text.startswith("<<<")
+    assert env.step(env.oracle())[1:3] == (1.0, True)
+    env.close()
+    with pytest.raises(ValueError, match="take answer or angles"):
+        make(ID, mark="box")
+    with pytest.raises(ValueError, match="arithmetic is one family"):
+        make(ID, by_family=True)

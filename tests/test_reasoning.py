@@ -18,13 +18,18 @@ import numpy as np
 from reasoning_gym.factory import DATASETS
 
 from gymrl.envs import EnvironmentFault, TaskSpec, make
-from gymrl.envs.code_interpreter.reasoning import EXCLUDED, ReasoningTasks, sound_families
+from gymrl.envs.code_interpreter import maker
+from gymrl.envs.code_interpreter.reasoning import APART, ReasoningTasks, all_families, held_out
 
 GARBAGE = (
     "", " ", "foo", "0", "1", "-1", "42 garbage", "None", "True", "False", "True False", "yes no", "A", "a b c",
     "0 1 2 3 4 5 6 7 8 9", "()", "[]", "{}", "[[1,2],[3,4]]", '{"a": 1}', "((((", "1e9999999999", "é∂ƒ", "x" * 5000,
     "<answer>", "9**9**9**9", "__import__('os').getpid()", "[print(1) for _ in ()]",
 )  # fmt: skip
+
+
+SLOW = frozenset({"arc_agi", "futoshiki", "figlet_font", "group_anagrams"})
+QUICK = tuple(family for family in all_families() if family not in APART)
 
 
 def spec(split: str, index: int) -> TaskSpec:
@@ -34,7 +39,7 @@ def spec(split: str, index: int) -> TaskSpec:
 def digests() -> dict[str, str]:
     """One problem of every family, hashed."""
     found = {}
-    for family in sound_families():
+    for family in sorted({*QUICK, *APART} - SLOW):
         task = spec("train", 3)
         problem = ReasoningTasks((family,)).draw(task, task.rng())
         text = json.dumps([problem.question, problem.answer])
@@ -50,7 +55,7 @@ def same(answer: str, stored: str) -> bool:
         return answer.strip().lower() == stored.strip().lower()
 
 
-@pytest.mark.parametrize("family", sound_families())
+@pytest.mark.parametrize("family", all_families())
 def test_a_family_is_sound(family: str) -> None:
     source = ReasoningTasks((family,))
     for index in range(2):
@@ -83,10 +88,52 @@ def test_another_process_with_another_hash_seed_draws_the_same() -> None:
     assert json.loads(done.stdout.splitlines()[-1]) == digests()
 
 
-def test_every_family_is_either_sound_or_left_out_for_a_reason() -> None:
-    assert set(EXCLUDED) | set(sound_families()) == set(DATASETS)
-    assert all(EXCLUDED.values())
-    assert len(sound_families()) >= 75
+def test_all_of_the_package_is_here() -> None:
+    assert set(all_families()) == set(DATASETS) and len(all_families()) == 106
+    assert set(APART) < set(DATASETS) and all(APART.values())
+
+
+def test_families_can_be_split_too() -> None:
+    source = ReasoningTasks(by_family=True)
+    assert 16 <= sum(map(held_out, all_families())) <= 36
+    kinds = {
+        split: {random.Random(i).choice(source._of_split(split)) for i in range(3000)}
+        for split in ("train", "val", "test")
+    }
+    assert kinds["val"] == kinds["test"] == set(filter(held_out, all_families()))
+    assert kinds["train"] == set(all_families()) - kinds["test"]
+    for split in ("train", "test"):
+        source = ReasoningTasks(
+            ("leg_counting", "lcm", "gcd", "basic_arithmetic", "number_sorting", "maze"), True
+        )
+        task = spec(split, 0)
+        assert held_out(source.draw(task, task.rng()).kind) == (split == "test")
+    with pytest.raises(ValueError, match="none of 1 families is in"):
+        ReasoningTasks(("leg_counting",), by_family=True)
+
+
+def test_a_verifier_that_computes_for_ever_finds_the_answer_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maker, "JUDGE_SECONDS", 0.5)
+    source = ReasoningTasks(("simple_integration",))
+    task = spec("train", 0)
+    problem = source.draw(task, task.rng())
+    seed, index = problem.data
+    assert maker.MAKER.score("simple_integration", seed, index, "9**9**9**9") == 0.0
+    assert source.score(problem, "9**9**9**9") == 0.0
+    assert source.score(problem, problem.answer) == 1.0  # by a new process
+
+
+def test_a_lost_maker_is_a_fault_and_replaced() -> None:
+    lost = maker.Maker()
+    first = lost.item("ransom_note", 7, 0)
+    assert lost._process is not None
+    lost._process.kill()
+    lost._process.wait()
+    assert lost.item("ransom_note", 7, 0) == first
+    with pytest.raises(EnvironmentFault, match="word_ladder failed for seed 1"):
+        lost.item("word_ladder", 1, 10**9)
+    lost.close()
+    assert lost._process is None
 
 
 def test_neighbouring_tasks_share_nothing_and_splits_are_disjoint() -> None:
@@ -108,13 +155,23 @@ def test_neighbouring_tasks_share_nothing_and_splits_are_disjoint() -> None:
 def test_all_families_are_drawn_from_by_default() -> None:
     source = ReasoningTasks(None)
     kinds = {random.Random(index).choice(source.families) for index in range(2000)}
-    assert kinds == set(source.families) == set(sound_families())
+    assert kinds == set(source.families) == set(all_families())
 
 
 def test_code_in_an_answer_is_never_run(tmp_path: os.PathLike[str]) -> None:
     marker = os.path.join(tmp_path, "ran")
     attack = f"open({marker!r}, 'w').close()"
-    for family in ("n_queens", "binary_matrix", "spiral_matrix", "string_insertion", "countdown", "puzzle24"):
+    for family in (
+        "n_queens",
+        "binary_matrix",
+        "spiral_matrix",
+        "string_insertion",
+        "countdown",
+        "puzzle24",
+        "simple_integration",
+        "polynomial_multiplication",
+        "rush_hour",
+    ):
         source = ReasoningTasks((family,))
         task = spec("test", 0)
         problem = source.draw(task, task.rng())
@@ -138,11 +195,9 @@ def test_a_verifier_that_fails_on_its_own_answer_is_a_fault() -> None:
         source.score(broken, problem.answer)
 
 
-def test_unknown_and_left_out_families_are_named() -> None:
+def test_an_unknown_family_is_named() -> None:
     with pytest.raises(ValueError, match="did you mean 'leg_counting'"):
         ReasoningTasks(("leg_countin",))
-    with pytest.raises(ValueError, match="'rubiks_cube' is left out"):
-        ReasoningTasks(("leg_counting", "rubiks_cube"))
 
 
 def test_the_code_interpreter_plays_them() -> None:

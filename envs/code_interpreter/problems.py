@@ -23,6 +23,11 @@ class Problem:
 class ProblemSource(Protocol):
     """Draws problems, and scores answers in [0, 1]."""
 
+    @property
+    def waits(self) -> bool:
+        """Whether drawing or scoring may take long, so that it must not be done on the event loop."""
+        ...
+
     def draw(self, task: TaskSpec, rng: random.Random) -> Problem: ...
 
     def score(self, problem: Problem, answer: str) -> float: ...
@@ -37,6 +42,8 @@ class Arithmetic:
 
     No expression is in two splits.
     """
+
+    waits = False
 
     def __init__(self, terms: int = 3, digits: int = 2) -> None:
         if terms < 2 or digits < 1:
