@@ -26,6 +26,8 @@ BOOT = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
     "from gymrl.envs.code_interpreter.maker import main; main()"
 )
+CONFIGS: dict[str, dict[str, Any]] = {"futoshiki": {"max_board_size": 6}}
+"""Parameters other than the package's own: boards of 9 x 9 take seconds each."""
 ITEMS = 50
 """Items of one data set; some families cannot have many."""
 START_SECONDS, MAKE_SECONDS, JUDGE_SECONDS = 120.0, 60.0, 10.0
@@ -128,7 +130,7 @@ def main() -> None:
     def data_set(family: str, seed: int) -> Any:
         random.seed(seed)
         np.random.seed(seed % 2**32)
-        return create_dataset(family, seed=seed, size=ITEMS)
+        return create_dataset(family, seed=seed, size=ITEMS, **CONFIGS.get(family, {}))
 
     @lru_cache(64)
     def item(family: str, seed: int, index: int) -> Any:
