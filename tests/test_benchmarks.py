@@ -1,0 +1,123 @@
+"""The benchmarks that another machine is for, small: that they run, and that what they count is right."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gymrl.rl.batches import TokenSequence
+from gymrl.rl.recipes import load
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """Imports a benchmark by its name."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:  # "common" and the like are other things elsewhere
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(FOLDER)):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def gpu(bench):
+    return bench("gpu")
+
+
+def test_operations_are_those_that_torch_counts(gpu):
+    """One episode of which every token but the first is said, through the plain model: the same matrix products."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    size = gpu.Size(32, 2, 4, 2, 8, 96, 320)
+    made = gpu.make(size, "eager", torch.device("cpu"))
+    n = 40
+    (s,) = gpu.episodes(1, size.vocab)
+    data = gpu.TokenSequence(
+        s.ids[:n], s.action[:n] | True, *(x[:n] for x in (s.mu, s.advantage, s.version, s.turn))
+    )
+    with FlopCounterMode(display=False) as counter:
+        made(input_ids=torch.from_numpy(data.ids)[None]).logits.sum().backward()
+    # Eager attention computes the whole square: the causal half is added once more here.
+    squares = 6.0 * size.layers * size.heads * size.head_size * n**2
+    assert counter.get_total_flops() == gpu.operations(size, [data]) + squares
+
+
+def test_the_sizes_are_what_they_are_named(gpu):
+    size = gpu.SIZES["0.5b"]
+    layer = size.hidden * size.head_size * (2 * size.heads + 2 * size.kv_heads) + 3 * size.hidden * size.inner
+    assert 0.495e9 < size.layers * layer + size.hidden * size.vocab < 0.505e9
+
+
+def test_all_figures_come_out_on_the_cpu(gpu):
+    found = gpu.measure(gpu.SIZES["tiny"], 3, 1, "no", 512, peak=1.0, times=(1, 2))
+    assert [s["name"] for s in found["speeds"]] == [
+        "GRPO update", "SFT update", "bare packed loop", "bare padded loop"
+    ]  # fmt: skip
+    for speed in found["speeds"]:
+        assert speed["tokens_per_second"] * speed["seconds"] == pytest.approx(found["tokens"])
+        assert 0 < speed["mfu"] < 1
+    assert found["peak_from"] == "given" and len(found["lengths"]) == 2 and found["over_packed"] > 0
+
+
+def test_every_arm_of_the_study_is_a_recipe(bench):
+    plan, study = bench("study_plan"), bench("study")
+    for question in plan.QUESTIONS:
+        assert len(question.arms) > 1
+        for name in question.arms:
+            arm = plan.ARMS[name]
+            start = Path("somewhere") if arm.start else None
+            recipe = load(arm.recipe, study.settings_of(arm, 2, start))
+            assert recipe.seed == 2 and recipe.rl.correction.name == "none" and recipe.rl.updates == 1
+            assert (recipe.model.path == "somewhere") == (arm.start in plan.STARTS)
+            assert not arm.unmasked or recipe.rl.advantage.name == "grpo"  # one advantage an episode
+    for start in plan.STARTS.values():
+        load(start.recipe, [*plan.COMMON, *start.settings, 'stages=["sft"]'])
+
+
+def test_the_unmasked_arm_learns_from_what_the_policy_did_not_say(bench):
+    study = bench("study")
+    action = np.array([0, 0, 1, 1, 0, 0, 1, 0], dtype=bool)
+    worth = np.where(action, np.float32(0.5), np.float32(0))
+    zeros = np.zeros(8, dtype=np.float32)
+    s = TokenSequence(np.arange(8), action, zeros, worth, np.zeros(8, int), np.zeros(8, int))
+    found = study.with_observations(s)
+    assert found.action.tolist() == [False] * 2 + [True] * 6
+    assert found.advantage.tolist() == [0.0] * 2 + [0.5] * 6
+    before = study.update.sequences_of
+    with study.trained_on_observations():
+        assert study.update.sequences_of is not before
+    assert study.update.sequences_of is before
+
+
+def test_results_hold_finished_runs_alone(bench, tmp_path):
+    results = bench("study_results")
+    for arm, seed, success, status in (
+        ("grpo", 0, 0.7, "finished"), ("grpo", 1, 0.9, "finished"), ("rloo", 0, 0.8, "finished"),
+        ("rloo", 1, 0.1, "interrupted"),
+    ):  # fmt: skip
+        folder = tmp_path / arm / f"seed-{seed}"
+        folder.mkdir(parents=True)
+        stages = [{"success": s, "low": 0.0, "high": 1.0, "episodes": 64} for s in (0.5, success)]
+        (folder / "summary.json").write_text(json.dumps({"status": status, "stages": stages, "seconds": 1.0}))
+        steps = [{"stage": "rl", "success": x, "void_turns": 0.0, "grad_norm": 2.0} for x in (0.5, 0.6, 0.75)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(s) + "\n" for s in steps) + '{"stage": "r')
+    results.write_results(tmp_path, [0, 1])
+    lines = (tmp_path / "results.csv").read_text().splitlines()
+    assert [line.split(",")[:2] for line in lines[1:]] == [["grpo", "0"], ["grpo", "1"], ["rloo", "0"]]
+    text = (tmp_path / "results.md").read_text()
+    assert "| grpo | 0, 1 | 0.500 | 0.800 ± 1.271 |" in text and "| ppo | none finished |" in text
+    assert "| rloo | 0 | 0.500 | 0.800 | 0.100 | 0.750 |" in text
+    assert "rloo (1 seed)" in (tmp_path / "algorithms.svg").read_text()
+    assert not (tmp_path / "rewards.svg").exists()
+    mean, half = results.interval([0.7, 0.8, 0.9])
+    assert mean == pytest.approx(0.8) and half == pytest.approx(4.303 * 0.1 / math.sqrt(3))
