@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -123,10 +124,14 @@ def test_a_verifier_that_computes_for_ever_finds_the_answer_wrong(monkeypatch: p
     assert source.score(problem, problem.answer) == 1.0  # by a new process
 
 
-def test_a_lost_maker_is_a_fault_and_replaced() -> None:
+def test_a_lost_maker_is_a_fault_and_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     lost = maker.Maker()
     first = lost.item("ransom_note", 7, 0)
     assert lost._process is not None
+    for index in range(40):  # stored programs, of which some write files
+        lost.item("codeio", 7, index)
+    assert not list(tmp_path.iterdir())
     lost._process.kill()
     lost._process.wait()
     assert lost.item("ransom_note", 7, 0) == first

@@ -16,6 +16,7 @@ import select
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from typing import IO, Any
@@ -44,6 +45,7 @@ class Maker:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         atexit.register(self.close)
 
     def item(self, family: str, seed: int, index: int) -> dict[str, Any]:
@@ -71,6 +73,7 @@ class Maker:
         with self._lock:
             try:
                 if self._process is None or self._process.poll() is not None:
+                    self._end()
                     self._start()
                 assert self._process is not None and self._process.stdin and self._process.stdout
                 _send(self._process.stdin, request)
@@ -92,9 +95,13 @@ class Maker:
 
     def _start(self) -> None:
         environ = {**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
+        self._folder = tempfile.TemporaryDirectory(prefix="gymrl-maker-")  # stored programs write files
+        path = json.dumps(
+            [os.path.abspath(place) if os.path.isdir(place or ".") else place for place in sys.path]
+        )
         self._process = subprocess.Popen(
-            [sys.executable, "-c", BOOT, json.dumps(sys.path)], env=environ, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, process_group=0, bufsize=0,
+            [sys.executable, "-c", BOOT, path], env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            cwd=self._folder.name, process_group=0, bufsize=0,
         )  # fmt: skip
         assert self._process.stdout
         try:
@@ -110,6 +117,9 @@ class Maker:
             for stream in (process.stdin, process.stdout):
                 if stream:
                     stream.close()
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
 
 
 MAKER = Maker()
