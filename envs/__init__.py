@@ -40,4 +40,5 @@ __all__ = [
 
 register("gymrl/CodeInterpreter-v0", "gymrl.envs.code_interpreter.env:CodeInterpreter")
 register("gymrl/TextWorld-v0", "gymrl.envs.textworld.env:TextWorld", extra="textworld")
+register("gymrl/MathTools-v0", "gymrl.envs.math_tools.env:MathTools", extra="math")
 registered()  # finds the environments of installed packages

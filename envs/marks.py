@@ -17,3 +17,20 @@ def answer(text: str) -> str | None:
     """The content of the last complete `<answer>...</answer>`, stripped; None where there is none."""
     found = _ANSWER.findall(text)
     return found[-1].strip() if found else None
+
+
+def boxed(text: str) -> str | None:
+    r"""The content of the last complete `\boxed{...}` outside of code blocks, braces balanced, stripped; None where
+    there is none or it is empty."""
+    text = _CODE_BLOCK.sub("", text)
+    start = len(text)
+    for _ in range(20):  # one that is not closed may follow one that is
+        start = text.rfind("\\boxed{", 0, start)
+        if start < 0:
+            return None
+        depth, begin = 0, start + len("\\boxed")
+        for place in range(begin, min(len(text), begin + 10_000)):
+            depth += {"{": 1, "}": -1}.get(text[place], 0)
+            if depth == 0:
+                return text[begin + 1 : place].strip() or None
+    return None
