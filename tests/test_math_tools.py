@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from gymrl.agents.players import Job, ScriptedAgent
 from gymrl.agents.rollout import rollout
 from gymrl.envs import make
+from gymrl.envs.check import Settings, check
 from gymrl.envs.marks import boxed
 from gymrl.envs.records import TaskSpec
 from gymrl.envs.workers import EnvPool
@@ -203,3 +204,10 @@ def test_wrong_parameters_name_the_mend():
     ):  # fmt: skip
         with pytest.raises(ValueError, match=words):
             make(ID, **params)
+
+
+def test_it_keeps_the_laws():
+    laws = ["splits", "players", "rewards", "garbage", "endings", "close", "gymnasium"]
+    quick = Settings(seconds=0.5, tasks=16, garbage=40, split_tasks=200)
+    report = check(ID, {"kinds": "roots,dice"}, laws=laws, settings=quick)
+    assert report.sound, [verdict for verdict in report.verdicts if verdict.faults]
