@@ -2,7 +2,8 @@
 
 A container has no network, a read-only root, two small tmpfs folders, no capabilities, no way to new privileges, a user
 that is nobody, limits on memory and processes, and a seccomp profile of our own. Its worker is process 1 and listens
-on a Unix socket in a folder that is bound into the container; descriptors for stdout and stderr travel over it.
+on a Unix socket in a folder that is bound into the container; descriptors for stdout and stderr travel over it. Where
+the engine is on another machine, standard input and output take the socket's place (`remote`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
+from gymrl.sandboxes import remote
 from gymrl.sandboxes.base import Limits, SandboxUnavailable
 from gymrl.sandboxes.image import ensure_image
 from gymrl.sandboxes.inside import numbers
@@ -43,8 +45,8 @@ MENDS = "start a Docker engine and set DOCKER_HOST if it is not at the usual pla
 
 
 class DockerSandbox(PoolSandbox):
-    """A pool of containers of one image ('': a small one made from this machine's Python). Needs an engine on this
-    machine: a remote one shares no socket. Raises SandboxUnavailable."""
+    """A pool of containers of one image ('': a small one made from this machine's Python), on this machine or
+    wherever DOCKER_HOST says. Raises SandboxUnavailable."""
 
     def __init__(self, size: int | None = None, preload: Sequence[str] = (), image: str = "") -> None:
         super().__init__("docker", size, ())
@@ -55,6 +57,8 @@ class DockerSandbox(PoolSandbox):
             self.image = image or ensure_image(client)
             if image:
                 _check_image(client, image)
+            if remote.is_remote(client):
+                self.image = remote.with_driver(client, self.image)
         finally:
             client.close()
 
@@ -267,7 +271,9 @@ class ContainerWorker(Worker):
         self.log = tempfile.TemporaryFile()  # noqa: SIM115  (closed by _end)
         self.control = socket.socket(socket.AF_UNIX)
         try:
+            self.away = remote.is_remote(self.client)
             self.container = self._create(image, preload, door, size, names)
+            stream = self._attach() if self.away else None
             self.container.start()
             self.container.reload()
         except BaseException as error:
@@ -283,17 +289,27 @@ class ContainerWorker(Worker):
             raise SandboxUnavailable(
                 f"a container of {image!r} cannot be started ({_sentence(error)}): {MENDS}"
             ) from error
-        self.process = ContainerProcess(self.container)
+        self.line: remote.Line | None = None
+        self.process: Any
+        if stream is None:
+            self.process = ContainerProcess(self.container)
+        else:
+            self.process = remote.RemoteProcess(self.container)
+            self.control.close()
+            self.control, far = socket.socketpair()
+            self.line = remote.Line(stream, far, self.process)
+            self.line.start()
         self._finalizer = weakref.finalize(
             self, _end, self.owner, self.process, self.control, self.log, self.folder, self.client
         )
-        self._connect(door / "socket")
+        if self.line is None:
+            self._connect(door / "socket")
         self._await_ready()
 
     def _create(self, image: str, preload: tuple[str, ...], door: Path, room: int, names: int) -> Any:
         config = {
-            "tier": "docker", "folder": "", "control": "/run/gymrl/socket", "packages": (), "preload": preload,
-            "parent": 0, "house": "/gymrl",
+            "tier": "docker", "folder": "", "control": "" if self.away else "/run/gymrl/socket",
+            "packages": (), "preload": preload, "parent": 0, "house": "/gymrl",
         }  # fmt: skip
         limits = Limits()
         flags = ["-s", "-P", "-B", "-X", "utf8", *([] if preload else ["-S"])]
@@ -312,10 +328,15 @@ class ContainerWorker(Worker):
             network_mode="none", ipc_mode="none", read_only=True, user=NOBODY, cap_drop=["ALL"],
             security_opt=["no-new-privileges:true", f"seccomp={profile()}"],
             mem_limit=memory, memswap_limit=memory, pids_limit=PROCESSES,
-            tmpfs={"/work": size, "/tmp": size}, volumes=places, hostname="sandbox", working_dir="/",
+            tmpfs={"/work": size, "/tmp": size}, volumes={} if self.away else places,
+            stdin_open=self.away, hostname="sandbox", working_dir="/",
             stop_signal="SIGKILL",
-            log_config={"type": "json-file", "config": {"max-size": "1m"}},
+            log_config={"type": "none"} if self.away else {"type": "json-file", "config": {"max-size": "1m"}},
         )  # fmt: skip
+
+    def _attach(self) -> Any:
+        """The container's standard streams, before it starts."""
+        return self.container.attach_socket(params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
 
     def _connect(self, path: Path) -> None:
         deadline = time.monotonic() + START
@@ -330,6 +351,8 @@ class ContainerWorker(Worker):
     def last_words(self) -> str:
         if not self._finalizer.alive:
             return ""
+        if self.line is not None:
+            return self.line.last_words()
         with contextlib.suppress(Exception):
             lines = self.container.logs(tail=1).decode("utf-8", "replace").strip().splitlines()
             return lines[-1] if lines else ""
@@ -337,7 +360,7 @@ class ContainerWorker(Worker):
 
 
 def _end(
-    owner: int, process: ContainerProcess, control: socket.socket, log: IO[bytes], folder: str, client: Any
+    owner: int, process: Any, control: socket.socket, log: IO[bytes], folder: str, client: Any
 ) -> None:
     control.close()
     log.close()

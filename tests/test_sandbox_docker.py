@@ -7,9 +7,11 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,10 @@ from typing import Any
 import pytest
 
 from gymrl.sandboxes import SandboxFault, SandboxUnavailable, open_sandbox
+from gymrl.sandboxes.attacks import ATTACKS, check
 from gymrl.sandboxes.container import FOLDER, LABEL, DockerSandbox, connect, owner, sweep
 from gymrl.sandboxes.image import ensure_image
+from gymrl.sandboxes.remote import is_remote
 from gymrl.sandboxes.worker import HOUSE
 
 BARE = ("--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false")
@@ -130,8 +134,8 @@ async def test_an_engine_that_is_gone_is_a_fault(client: Any, monkeypatch: pytes
 class Engine:
     """An engine of a test's own, which it may kill."""
 
-    def __init__(self, folder: Path, dockerd: str) -> None:
-        self.folder, self.dockerd, self.starts = folder, dockerd, 0
+    def __init__(self, folder: Path, dockerd: str, *more: str) -> None:
+        self.folder, self.dockerd, self.more, self.starts = folder, dockerd, more, 0
         self.process: subprocess.Popen[bytes] | None = None
 
     async def start(self) -> bool:
@@ -148,7 +152,10 @@ class Engine:
         ]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(  # noqa: ASYNC220
-                [*command, "--shutdown-timeout=1", *BARE], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [*command, "--shutdown-timeout=1", *BARE, *self.more],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
             )
         for _ in range(600):
             try:
@@ -220,6 +227,85 @@ async def test_an_engine_that_dies_under_calls_hangs_nothing(
     finally:
         await engine.end()
         engine.sweep()
+
+
+async def test_an_engine_on_another_machine_is_reached_over_its_stream(
+    docker_engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that is reached by TCP shares neither sockets nor folders: all goes over what it attaches."""
+    dockerd = shutil.which("dockerd", path=f"{os.environ['PATH']}:/usr/sbin")
+    if os.geteuid() or not dockerd:
+        pytest.skip("an engine of the test's own needs root and dockerd")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setenv("DOCKER_HOST", address)
+    monkeypatch.delenv("DOCKER_TLS_VERIFY", raising=False)
+    engine = Engine(tmp_path, dockerd, "-H", address, "--tls=false")
+    try:
+        if not await engine.start():
+            pytest.skip(f"no second engine runs here: {(tmp_path / 'log').read_text()[-300:]}")
+        box = opened()
+        client = connect()
+        [container] = containers(client, owner())
+        container.reload()
+        host = container.attrs["HostConfig"]
+        assert host["NetworkMode"] == "none" and host["ReadonlyRootfs"] and host["CapDrop"] == ["ALL"]
+        assert not host["Binds"] and container.attrs["Config"]["User"] == "65534:65534"
+
+        large = await box.run("import sys; print('x' * 300000); sys.stderr.write('e' * 300000)")
+        assert large.ok and (len(large.stdout), len(large.stderr)) == (2**16, 2**16)
+        assert (await box.run("while True: print('y' * 1000)")).killed_by == "output"
+        assert (await box.run("while True: pass", timeout=0.3)).killed_by == "timeout"
+        assert (await box.run("import os; os._exit(7)")).exit == 7
+        for i in range(20):
+            assert (await box.run(f"import sys; print({i}); sys.exit(3)")).stdout == f"{i}\n"
+        chosen = [attack for attack in ATTACKS if attack.group in ("theft", "deceit")]
+        got = [verdict.attack.name async for verdict in check(box, chosen) if not verdict.stopped]
+        assert chosen and not got
+
+        session = await box.session()
+        await session.run("x = 20")
+        branch = await session.snapshot()
+        turn = await session.run("print('seen'); x = 5; x + 1")
+        assert (turn.stdout, turn.value) == ("seen\n", "6")
+        await session.restore(branch)
+        assert (await session.run("x")).value == "20"
+        tree = tmp_path / "tree"
+        tree.mkdir()
+        (tree / "large").write_bytes(b"q" * 400_000)
+        shell = await box.shell(tree)
+        assert (await shell.exec("wc -c large; rm large")).stdout == "400000 large\n"
+        await shell.write_file("new", b"\0z" * 200_000)
+        assert await shell.read_file("new") == b"\0z" * 200_000
+        await shell.reset()
+        assert (await shell.exec("ls")).stdout == "large\n"
+
+        slow = asyncio.create_task(box.run("import time; time.sleep(30)", timeout=40))
+        await asyncio.sleep(0.3)
+        await asyncio.to_thread(container.kill)
+        with pytest.raises(SandboxFault, match="died"):
+            await asyncio.wait_for(slow, 60)
+        assert (await box.run("print('next')")).stdout == "next\n"
+        for thing in (session, shell, box):
+            await asyncio.wait_for(thing.close(), 60)
+        assert containers(client, owner()) == []
+        client.close()
+        for _ in range(100):  # the streams' threads go when the containers are gone
+            if not (left := [thread for thread in threading.enumerate() if thread.name == "gymrl-remote"]):
+                break
+            await asyncio.sleep(0.1)
+        assert not left
+    finally:
+        await engine.end()
+        engine.sweep()
+
+
+def test_an_engine_by_tls_is_refused_with_its_mend() -> None:
+    docker = pytest.importorskip("docker")
+    client = docker.DockerClient(base_url="tcp://127.0.0.1:1", version="1.41", tls=docker.tls.TLSConfig())
+    with pytest.raises(SandboxUnavailable, match=r"TLS or ssh .* is not supported: forward its port"):
+        is_remote(client)
+    client.close()
 
 
 def test_a_missing_image_is_told_with_its_mend(client: Any) -> None:

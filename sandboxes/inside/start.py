@@ -1,8 +1,8 @@
 """What a worker's process executes: `python start.py CONFIG`, with CONFIG in JSON.
 
-tier, folder (scratch), control (descriptor of the control socket, or the path of a socket to listen on), parent
-(process id, or 0), packages (folders to import from), preload (modules to import beforehand), house (the folder of
-gymrl.sandboxes).
+tier, folder (scratch), control (descriptor of the control socket, the path of a socket to listen on, or '' for standard
+input and output), parent (process id, or 0), packages (folders to import from), preload (modules to import
+beforehand), house (the folder of gymrl.sandboxes).
 """
 
 from __future__ import annotations
@@ -38,13 +38,16 @@ def listen(path: str) -> socket.socket:
 
 def main(config: dict[str, object]) -> None:
     house(str(config["house"]))
-    from gymrl.sandboxes.inside import shells, tiers, turns  # noqa: F401  ( imported before the jail closes)
+    from gymrl.sandboxes.inside import relay, shells, tiers, turns  # noqa: F401  ( imported before the jail closes)
     from gymrl.sandboxes.inside.jail import JailError
     from gymrl.sandboxes.inside.program import warm_up
     from gymrl.sandboxes.inside.zygote import Zygote
 
     place = config["control"]
-    control = socket.socket(fileno=place) if isinstance(place, int) else listen(str(place))
+    if isinstance(place, int):
+        control = socket.socket(fileno=place)
+    else:
+        control = listen(str(place)) if place else relay.standard()
     os.environ.clear()
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
     try:
