@@ -1,0 +1,1 @@
+"""GUI navigation: graphs of screens and icons, to be walked by clicks."""
