@@ -43,6 +43,8 @@ class EnvEntry:
         """The class. Raises MissingExtra if a package it needs is not there."""
         try:
             return self.load()
+        except MissingExtra:  # it names a mend of its own
+            raise
         except ImportError as error:
             mend = f'pip install "gymrl[{self.extra}]"' if self.extra else f"reinstall {self.source}"
             raise MissingExtra(f"{self.id} cannot be imported ({error}): {mend}") from error

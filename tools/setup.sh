@@ -76,7 +76,7 @@ install_base() {
 
 install_test() {
     stamped test && return
-    local extras=dev,textworld,reasoning-gym,math,parquet,docker,peft links=()
+    local extras=dev,textworld,tool-calling,reasoning-gym,math,parquet,docker,peft links=()
     command -v cc > /dev/null || command -v gcc > /dev/null || debian "TextWorld's interpreter, which is compiled," gcc libc6-dev
     if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null && ! PATH=$PATH:/usr/sbin command -v dockerd > /dev/null; then
         # The docker sandbox is tested against an engine of the tests' own; without one they are skipped.
@@ -95,6 +95,9 @@ install_test() {
     say "installing what the tests need: $extras (about 2 minutes and 2.5 GB)"
     pip_install "the test requirements could not be installed: check the connection and what pip said above, then call this again" \
         "${links[@]}" -e ".[$extras]"
+    # Its own requirements weigh 6.4 GB, need an older numpy, and serve nothing that the tool calling tasks use.
+    pip_install "bfcl-eval could not be installed: check the connection and what pip said above, then call this again" \
+        --no-deps bfcl-eval==2026.3.23
     stamp test
 }
 
