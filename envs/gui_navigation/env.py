@@ -65,9 +65,9 @@ class GuiNavigation(Environment):
         self.pictures: dict[str, bytes] = {}
         self.errand: Errand | None = None
         if observation != "text":
-            from gymrl.envs.gui_navigation import drawing
+            from gymrl.envs.gui_navigation.drawing import draw
 
-            self.draw = drawing.draw
+            self.draw = draw
 
     def _budget(self, distance: int, screens: int) -> int:
         return math.ceil(self.slack * (max(distance + 1, screens) if self.exploration else distance + 1))
