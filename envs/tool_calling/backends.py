@@ -14,6 +14,7 @@ import datetime
 import decimal
 import inspect
 import json
+import pickle
 import re
 import threading
 from collections.abc import Mapping
@@ -26,13 +27,17 @@ from bfcl_eval.constants.executable_backend_config import CLASS_FILE_PATH_MAPPIN
 from bfcl_eval.constants.executable_backend_config import STATELESS_CLASSES
 
 from gymrl.envs.tool_calling.limits import CHARACTERS, objection, size
-from gymrl.envs.tool_calling.scenarios import Scenario
+from gymrl.envs.tool_calling.scenarios import Scenario, scenarios
 
 ERROR = "Error during execution: "
 """What begins the result of a call that raised, in BFCL's words."""
 
 _CALLING = threading.Lock()
 """A call may set the precision of the process and read lists of its module, so there is one at a time."""
+_SHARING = frozenset({"TravelAPI"})
+"""The backends that put parts of module globals into the states of long conversations."""
+_LOADING = threading.Lock()
+"""Two threads would get two copies of a module, whose instances are never equal."""
 _SET = re.compile(r"(?<=Must be one of )\{[^{}]*\}")
 _FIELDS = "Invalid fields for update: "
 
@@ -45,9 +50,14 @@ class _Clock(datetime.datetime):
         return cls(2026, 3, 23, 10, 30)
 
 
-@cache
 def backend(name: str) -> type[Any]:
     """A backend class, from a copy of its module that nobody else uses."""
+    with _LOADING:
+        return _backend(name)
+
+
+@cache
+def _backend(name: str) -> type[Any]:
     origin = find_spec(MODULES[name])
     assert origin is not None and origin.origin is not None
     spec = spec_from_file_location(f"{__name__}.{name}", origin.origin)
@@ -67,23 +77,18 @@ class Backends:
 
     def __init__(self, scenario: Scenario) -> None:
         self.instances = {name: _loaded(scenario, name) for name in scenario.classes}
-        self.owner = {
-            method: name
-            for name, instance in self.instances.items()
-            for method, _ in inspect.getmembers(instance, inspect.ismethod)
-            if not method.startswith("_")
-        }
+        self.owner = {method: name for name in scenario.classes for method in methods(name)}
 
     def call(self, name: str, positional: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[str, bool]:
         """Call a method; what came of it in BFCL's words, and whether it raised or was refused."""
         if name not in self.owner:
             return f"{ERROR}name '{name}' is not defined", True
-        instance = self.instances[self.owner[name]]
-        method = getattr(instance, name)
+        owner = self.owner[name]
+        instance, method = self.instances[owner], getattr(self.instances[owner], name)
         try:
             if (asked := sum(map(size, positional)) + size(named)) > CHARACTERS:
                 return f"{ERROR}its arguments have {asked} characters, more than {CHARACTERS}", True
-            given = {**dict(zip(parameters(method), positional, strict=False)), **named}
+            given = {**dict(zip(methods(owner)[name], positional, strict=False)), **named}
             if said := objection(name, given, instance):
                 return f"{ERROR}{said}", True
             args, kwargs = copy.deepcopy(positional), copy.deepcopy(dict(named))  # the state keeps them
@@ -93,7 +98,8 @@ class Backends:
             function = method.__func__
             defaults = function.__defaults__
             try:
-                function.__defaults__ = copy.deepcopy(defaults)
+                if any(isinstance(default, list) for default in defaults or ()):
+                    function.__defaults__ = copy.deepcopy(defaults)
                 return steady(_text(method(*args, **kwargs))), False
             except Exception as error:
                 return f"{ERROR}{error}", True
@@ -101,9 +107,15 @@ class Backends:
                 function.__defaults__ = defaults
 
 
-def parameters(method: Any) -> list[str]:
-    """The names of a method's parameters, in order."""
-    return [name for name in inspect.signature(method).parameters if name != "self"]
+@cache
+def methods(name: str) -> Mapping[str, tuple[str, ...]]:
+    """The methods of a backend class that can be called, and their parameters in order."""
+    found = inspect.getmembers(backend(name), inspect.isfunction)
+    return {
+        method: tuple(inspect.signature(function).parameters)[1:]
+        for method, function in found
+        if not method.startswith("_")
+    }
 
 
 def steady(text: str) -> str:
@@ -121,8 +133,16 @@ def _loaded(scenario: Scenario, name: str) -> Any:
     instance = backend(name)()
     if name in STATELESS_CLASSES:
         return instance
-    instance._load_scenario(copy.deepcopy(scenario.config.get(name, {})), long_context=scenario.long)
-    return copy.deepcopy(instance) if scenario.long else instance
+    instance._load_scenario(
+        pickle.loads(_config(scenario.number, scenario.category, name)), long_context=scenario.long
+    )
+    return copy.deepcopy(instance) if scenario.long and name in _SHARING else instance
+
+
+@cache
+def _config(number: int, category: str, name: str) -> bytes:
+    """What a backend's state begins with; a copy of it is several times as fast from here."""
+    return pickle.dumps(scenarios(category)[number].config.get(name, {}))
 
 
 def _text(result: Any) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from gymrl.envs.environment import Environment
 from gymrl.envs.records import Action, Message, Observation, TaskSpec, Tool, ToolCall
-from gymrl.envs.tool_calling.backends import ERROR, Backends, parameters
-from gymrl.envs.tool_calling.calls import Call, Unreadable, read_calls
+from gymrl.envs.tool_calling.backends import ERROR, Backends, methods
+from gymrl.envs.tool_calling.calls import Call, Unreadable, read_calls, right_call
 from gymrl.envs.tool_calling.feedback import complaints, unknown
 from gymrl.envs.tool_calling.judge import RIGHT, Verdict, judge
 from gymrl.envs.tool_calling.limits import CALLS
@@ -26,8 +27,6 @@ INSTRUCTIONS = (
 REWARDS = ("sparse", "per_turn")
 STEPS = 1024
 """Rewards are multiples of 1/STEPS, so that their sums are exact."""
-SHOWN = 400
-"""Characters of an argument that are repeated to the agent."""
 
 
 @dataclass
@@ -64,6 +63,7 @@ class ToolCalling(Environment):
     nothing). end_at_failure: whether the episode ends at the first request that is not met, when it can no longer be
     won. actionable: whether the result of a failed call says what is wrong with the call, and not only what was
     raised. descriptions: of the tools, `full` as in BFCL, or `short` without what all tools of one system say alike.
+    distractors: tools on offer beside those that the conversation needs; as in BFCL, all there are, where it is None.
     steps: turns with calls that one request may take before the episode is lost. max_turns: turns after which the
     episode is truncated.
     """
@@ -73,7 +73,7 @@ class ToolCalling(Environment):
 
     def __init__(
         self, category: str = "all", rewards: str = "sparse", end_at_failure: bool = True, actionable: bool = True,
-        descriptions: str = "full", steps: int = 20, max_turns: int = 60,
+        descriptions: str = "full", distractors: int | None = None, steps: int = 20, max_turns: int = 60,
     ) -> None:  # fmt: skip
         self.categories = categories_of(category)
         for name, value, known in (
@@ -82,10 +82,15 @@ class ToolCalling(Environment):
         ):
             if value not in known:
                 raise ValueError(f"unknown {name} {value!r}: take {' or '.join(known)}")
-        if steps < 1 or max_turns < 1:
-            raise ValueError("steps and max_turns are 1 or more")
+        if steps < 1 or max_turns < 1 or (distractors is not None and distractors < 0):
+            raise ValueError("steps and max_turns are 1 or more, distractors 0 or more")
         self.rewards, self.end_at_failure, self.actionable = rewards, end_at_failure, actionable
-        self.descriptions, self.steps, self.max_turns = descriptions, steps, max_turns
+        self.descriptions, self.distractors, self.steps, self.max_turns = (
+            descriptions,
+            distractors,
+            steps,
+            max_turns,
+        )
         self.sizes = {
             split: len(split_numbers()[split]) * len(self.categories) for split in ("train", "val", "test")
         }
@@ -102,7 +107,10 @@ class ToolCalling(Environment):
         return Observation(messages, self.tools())
 
     def tools(self) -> tuple[Tool, ...]:
-        return offered(self.play.scenario, self.play.turn, self.descriptions) if hasattr(self, "play") else ()
+        """Those on offer now."""
+        if not hasattr(self, "play"):
+            return ()
+        return offered(self.play.scenario, self.play.turn, self.descriptions, self.distractors)
 
     def step(self, action: Action) -> tuple[Any, ...]:
         try:
@@ -168,19 +176,22 @@ class ToolCalling(Environment):
         self.__dict__.pop("play", None)
 
     def _calls(self, action: Action) -> tuple[Call, ...]:
-        if action.tool_calls:
-            return tuple(Call(str(call.name), (), dict(call.arguments)) for call in action.tool_calls)
-        return read_calls(action.text)
+        if not action.tool_calls:
+            return read_calls(action.text)
+        if not all(isinstance(call.arguments, Mapping) for call in action.tool_calls):
+            raise Unreadable("a call whose arguments are no object")
+        return tuple(Call(_plain(str(call.name)), (), dict(call.arguments)) for call in action.tool_calls)
 
     def _made(self, call: Call) -> str:
         """Make a call; what the agent sees of it."""
         play = self.play
         tools = {tool.name: tool for tool in self.tools()}
         if call.name not in tools:
-            result, failed = f"{ERROR}name '{call.name[:SHOWN]}' is not defined", True
+            result, failed = f"{ERROR}name '{call.name}' is not defined", True
             trouble = unknown(call.name, tuple(tools.values()))
         else:
             result, failed = play.agent.call(call.name, call.positional, call.named)
+            result = _plain(result, len(result))
             trouble = " ".join(complaints(tools[call.name], call.positional, call.named)) if failed else ""
         play.made.append(call)
         play.responses.append(result)
@@ -235,7 +246,7 @@ class ToolCalling(Environment):
         return self.play.right * STEPS // wanted / STEPS
 
     def _truth(self, source: str) -> str:
-        (call,) = read_calls(source)
+        call = right_call(source)
         return self.play.truth.call(call.name, call.positional, call.named)[0]
 
     def _right_calls(self) -> list[Call]:
@@ -243,7 +254,7 @@ class ToolCalling(Environment):
         made = [self._by_name(call) for call in self.play.made]
         left = []
         for source in self.play.scenario.truth[self.play.turn]:
-            call = self._by_name(*read_calls(source))
+            call = self._by_name(right_call(source))
             if call in made:
                 made.remove(call)
             else:
@@ -252,11 +263,16 @@ class ToolCalling(Environment):
 
     def _by_name(self, call: Call) -> Call:
         """The call with all its arguments by name, as far as there are names."""
-        agent = self.play.agent
-        if not call.positional or call.name not in agent.owner:
+        owner = self.play.agent.owner
+        if not call.positional or call.name not in owner:
             return call
-        names = parameters(getattr(agent.instances[agent.owner[call.name]], call.name))
+        names = methods(owner[call.name])[call.name]
         return Call(call.name, (), {**dict(zip(names, call.positional, strict=False)), **call.named})
 
     def _tool_call(self, call: Call, name: str) -> ToolCall:
-        return ToolCall(call.name, call.named, name)
+        return ToolCall(call.name, copy.deepcopy(call.named), name)
+
+
+def _plain(text: str, characters: int = 200) -> str:
+    """A text of the agent's that can be written down: without halves of surrogate pairs, and of a bounded length."""
+    return text[:characters].encode(errors="replace").decode()

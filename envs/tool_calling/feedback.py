@@ -30,7 +30,7 @@ def complaints(tool: Tool, positional: Sequence[Any], named: Mapping[str, Any]) 
         found.append(f"{tool.name} needs {_listed(missing, properties)}.")
     extra = [name for name in given if name not in properties]
     if extra or len(positional) > len(properties):
-        names = ", ".join(repr(name[:50]) for name in extra[:5]) or "that many arguments"
+        names = ", ".join(repr(str(name)[:50]) for name in extra[:5]) or "that many arguments"
         takes = _listed(list(properties), properties) or "no parameters"
         found.append(f"{tool.name} has no parameter {names}; it takes {takes}.")
     for name, value in given.items():

@@ -9,7 +9,8 @@ from typing import Any
 
 from bfcl_eval.constants.executable_backend_config import MULTI_TURN_FUNC_DOC_FILE_MAPPING as FILES
 
-from gymrl.envs.records import Tool
+from gymrl.envs.records import Tool, stable_hash
+from gymrl.envs.tool_calling.calls import right_call
 from gymrl.envs.tool_calling.scenarios import Scenario, data_folder
 
 DESCRIPTIONS = ("full", "short")
@@ -31,9 +32,19 @@ def class_tools(name: str, descriptions: str) -> tuple[Tool, ...]:
     return tuple(found)
 
 
-def offered(scenario: Scenario, turn: int, descriptions: str) -> tuple[Tool, ...]:
-    """The tools on offer in a turn; those withheld until then come last."""
+def offered(
+    scenario: Scenario, turn: int, descriptions: str = "full", distractors: int | None = None
+) -> tuple[Tool, ...]:
+    """The tools on offer in a turn; those withheld until then come last. distractors: how many beside those that the
+    right calls need; None for all."""
     tools = {tool.name: tool for name in scenario.classes for tool in class_tools(name, descriptions)}
+    if distractors is not None:
+        needed = {right_call(source).name for calls in scenario.truth for source in calls}
+        needed |= {name for names in scenario.withheld.values() for name in names}
+        others = sorted(
+            set(tools) - needed, key=lambda name: stable_hash("distractor", scenario.number, name)
+        )
+        tools = {name: tool for name, tool in tools.items() if name in needed or name in others[:distractors]}
     for start in sorted(scenario.withheld):
         for name in scenario.withheld[start]:
             tool = tools.pop(name)
