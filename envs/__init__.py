@@ -42,5 +42,6 @@ register("gymrl/CodeInterpreter-v0", "gymrl.envs.code_interpreter.env:CodeInterp
 register("gymrl/TextWorld-v0", "gymrl.envs.textworld.env:TextWorld", extra="textworld")
 register("gymrl/MathTools-v0", "gymrl.envs.math_tools.env:MathTools", extra="math")
 register("gymrl/GuiNavigation-v0", "gymrl.envs.gui_navigation.env:GuiNavigation", extra="gui")
+register("gymrl/Mcp-v0", "gymrl.envs.mcp_tools.env:Mcp", extra="mcp")
 register("gymrl/ToolCalling-v0", "gymrl.envs.tool_calling.env:ToolCalling", extra="tool-calling")
 registered()  # finds the environments of installed packages

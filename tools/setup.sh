@@ -76,7 +76,7 @@ install_base() {
 
 install_test() {
     stamped test && return
-    local extras=dev,textworld,tool-calling,reasoning-gym,math,gui,parquet,docker,peft links=()
+    local extras=dev,textworld,tool-calling,reasoning-gym,math,gui,mcp,parquet,docker,peft links=()
     command -v cc > /dev/null || command -v gcc > /dev/null || debian "TextWorld's interpreter, which is compiled," gcc libc6-dev
     if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null && ! PATH=$PATH:/usr/sbin command -v dockerd > /dev/null; then
         # The docker sandbox is tested against an engine of the tests' own; without one they are skipped.

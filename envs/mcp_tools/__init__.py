@@ -1,0 +1,1 @@
+"""Any MCP server as an environment: its tools, and a task file of prompts and checks."""

@@ -1,0 +1,251 @@
+"""Connections to MCP servers: all of a process live on one event loop, in a thread of its own, and work from any."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Coroutine, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import IO, Any, TypeVar, cast
+
+from gymrl.envs.gym import EnvironmentFault
+from gymrl.envs.mcp_tools.records import ServerSpec, Use
+from gymrl.envs.records import Tool
+
+try:
+    import mcp_types as types
+    from mcp import Client, MCPError, StdioServerParameters
+    from mcp.client.stdio import stdio_client
+except ImportError as error:
+    raise ImportError(f'MCP servers need the package mcp 2.3 ({error}): pip install "gymrl[mcp]"') from error
+
+T = TypeVar("T")
+PAGES = 100
+"""Of a server's list of tools; one that has no end is refused."""
+CLOSE_SECONDS = 15.0
+"""What a server may take to end, kills by the `mcp` package included, before nobody waits any more."""
+STARTS = max(4, 2 * (os.cpu_count() or 1))
+"""Servers that start at once."""
+
+
+class ServerFault(EnvironmentFault):
+    """A server that cannot be started or reached, died, or broke the protocol: the episode is invalid."""
+
+
+class CallTimeout(Exception):
+    """A call took longer than it may."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call came to. `structured` is the result as JSON data, None where the server gave none."""
+
+    text: str
+    failed: bool = False
+    structured: Any = None
+    images: tuple[bytes, ...] = ()
+
+
+class _Loop:
+    """The loop of the connections, started when it is first needed; it ends with the process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._owner = 0
+        self.opened = self.closed = 0
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        with self._lock:
+            if self._owner != os.getpid():  # a fork has the loop without its thread
+                self._owner, self.opened, self.closed = os.getpid(), 0, 0
+                self.loop = asyncio.new_event_loop()
+                self.starts = asyncio.Semaphore(STARTS)
+                threading.Thread(target=self.loop.run_forever, name="gymrl-mcp-loop", daemon=True).start()
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+
+    async def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return await asyncio.wrap_future(self.submit(coroutine))
+
+
+_LOOP = _Loop()
+
+
+def counts() -> tuple[int, int]:
+    """How many connections of this process were opened, and how many of them are closed."""
+    return _LOOP.opened, _LOOP.closed
+
+
+class Connection:
+    """One client of one server; a server that is a command has a process of its own for it."""
+
+    def __init__(self, spec: ServerSpec, start_timeout: float) -> None:
+        self.spec, self.start_timeout = spec, start_timeout
+        self.tools: tuple[Tool, ...] = ()
+        self.instructions = ""
+        self._client: Client | None = None
+        self._errors: IO[bytes] | None = None
+        self._living: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Start or reach the server and list its tools. Raises ServerFault."""
+        await _LOOP.run(self._open())
+
+    async def call(self, use: Use, seconds: float) -> Outcome:
+        """Call a tool. Raises CallTimeout after `seconds`, and ServerFault where the server is gone or breaks the
+        protocol; what the server refuses is an Outcome that failed."""
+        return await _LOOP.run(self._call(use, seconds))
+
+    async def close(self) -> None:
+        """End the connection, and the process that is the server."""
+        await _LOOP.run(self._close())
+
+    # -- on the loop of the connections ------------------------------------------------------------------------
+
+    async def _open(self) -> None:
+        async with _LOOP.starts:
+            ready: asyncio.Future[Client] = asyncio.get_running_loop().create_future()
+            self._end = asyncio.Event()
+            # The client has to be entered and left in one task.
+            self._living = asyncio.create_task(self._live(ready))
+            _LOOP.opened += 1
+            try:
+                self._client = await asyncio.wait_for(asyncio.shield(ready), self.start_timeout)
+                await asyncio.wait_for(self._list(self._client), self.start_timeout)
+            except BaseException as error:
+                last = self._last_words()
+                await self._close()
+                if isinstance(error, ServerFault) or not isinstance(error, Exception):
+                    raise
+                if isinstance(error, TimeoutError):
+                    raise ServerFault(
+                        f"{self._name} did not answer within {self.start_timeout:g} s{last}"
+                    ) from None
+                raise ServerFault(f"{self._name} cannot be used: {_reason(error)}{last}") from None
+
+    async def _live(self, ready: asyncio.Future[Client]) -> None:
+        try:
+            with contextlib.ExitStack() as stack:
+                async with Client(self._server(stack), cache=None) as client:
+                    ready.set_result(client)
+                    await self._end.wait()
+        except Exception as error:  # after the start whoever calls finds out
+            if not ready.done():
+                ready.set_exception(error)
+        finally:
+            _LOOP.closed += 1
+            self._errors = None
+
+    def _server(self, stack: contextlib.ExitStack) -> Any:
+        spec = self.spec
+        if spec.url:
+            return spec.url
+        words = list(spec.command)
+        if any("{dir}" in word for word in words):
+            folder = stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="gymrl-mcp-", ignore_cleanup_errors=True)
+            )
+            words = [word.replace("{dir}", folder) for word in words]
+        command, *arguments = [word.replace("{python}", sys.executable) for word in words]
+        # What it writes there is told where it fails.
+        self._errors = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+        parameters = StdioServerParameters(
+            command=command, args=arguments, env=dict(spec.environ) or None, cwd=spec.folder
+        )
+        return stdio_client(parameters, errlog=cast(Any, self._errors))
+
+    async def _list(self, client: Client) -> None:
+        found: list[Tool] = []
+        cursor = None
+        for _ in range(PAGES):
+            page = await client.list_tools(cursor=cursor)
+            found += [
+                Tool(tool.name, tool.description or "", _schema(tool.input_schema)) for tool in page.tools
+            ]
+            cursor = page.next_cursor
+            if not cursor:
+                break
+        else:
+            raise ServerFault(f"{self._name} lists tools without end")
+        self.tools, self.instructions = tuple(found), client.instructions or ""
+
+    async def _call(self, use: Use, seconds: float) -> Outcome:
+        if self._client is None:
+            raise ServerFault(f"{self._name} is closed")
+        try:
+            call = self._client.call_tool(use.tool, dict(use.arguments), read_timeout_seconds=seconds)
+            result = await asyncio.wait_for(call, seconds + 5.0)
+        except TimeoutError:
+            raise CallTimeout from None
+        except MCPError as error:
+            if error.code == types.REQUEST_TIMEOUT:
+                raise CallTimeout from None
+            if error.code == types.CONNECTION_CLOSED and error.message == "Connection closed":
+                raise ServerFault(f"{self._name} is gone{self._last_words()}") from None
+            return Outcome(f"Error: {error.message}", True)
+        except Exception as error:
+            raise ServerFault(
+                f"{self._name} failed over {use.tool}: {_reason(error)}{self._last_words()}"
+            ) from None
+        return _outcome(result)
+
+    async def _close(self) -> None:
+        self._client = None
+        living, self._living = self._living, None
+        if living is None:
+            return
+        self._end.set()
+        if not living.done():
+            _, still = await asyncio.wait([living], timeout=CLOSE_SECONDS)
+            if still:
+                living.cancel()
+                await asyncio.wait([living], timeout=CLOSE_SECONDS)
+
+    @property
+    def _name(self) -> str:
+        return f"the MCP server {self.spec.words()!r}"
+
+    def _last_words(self) -> str:
+        """The end of what the server wrote to its standard error, as the end of a sentence."""
+        if self._errors is None:
+            return ""
+        size = os.fstat(self._errors.fileno()).st_size
+        text = os.pread(self._errors.fileno(), 2000, max(0, size - 2000)).decode(errors="replace")
+        last = " ".join(text.split())[-300:]
+        return f"; its last words: {last}" if last else ""
+
+
+def _reason(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"[:300] if str(error) else type(error).__name__
+
+
+def _schema(schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": {}, **schema}
+
+
+def _outcome(result: Any) -> Outcome:
+    """A result in words and pictures: sound and links are named."""
+    texts: list[str] = []
+    images: list[bytes] = []
+    for block in result.content:
+        if isinstance(block, types.TextContent):
+            texts.append(block.text)
+        elif isinstance(block, types.ImageContent) and block.mime_type in ("image/png", "image/jpeg"):
+            with contextlib.suppress(ValueError):
+                images.append(base64.b64decode(block.data))
+        elif isinstance(block, types.EmbeddedResource) and isinstance(
+            block.resource, types.TextResourceContents
+        ):
+            texts.append(block.resource.text)
+        elif isinstance(block, types.ResourceLink):
+            texts.append(f"[{block.name}: {block.uri}]")
+        else:
+            texts.append(f"[{block.type}]")
+    return Outcome("\n".join(texts), bool(result.is_error), result.structured_content, tuple(images))
