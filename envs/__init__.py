@@ -44,4 +44,5 @@ register("gymrl/MathTools-v0", "gymrl.envs.math_tools.env:MathTools", extra="mat
 register("gymrl/GuiNavigation-v0", "gymrl.envs.gui_navigation.env:GuiNavigation", extra="gui")
 register("gymrl/Mcp-v0", "gymrl.envs.mcp_tools.env:Mcp", extra="mcp")
 register("gymrl/ToolCalling-v0", "gymrl.envs.tool_calling.env:ToolCalling", extra="tool-calling")
+register("gymrl/MiniWoB-v0", "gymrl.envs.web_pages.env:MiniWoB", extra="web")
 registered()  # finds the environments of installed packages

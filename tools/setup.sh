@@ -76,11 +76,15 @@ install_base() {
 
 install_test() {
     stamped test && return
-    local extras=dev,textworld,tool-calling,reasoning-gym,math,gui,mcp,parquet,docker,peft links=()
+    local extras=dev,textworld,web,tool-calling,reasoning-gym,math,gui,mcp,parquet,docker,peft links=()
     command -v cc > /dev/null || command -v gcc > /dev/null || debian "TextWorld's interpreter, which is compiled," gcc libc6-dev
     if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null && ! PATH=$PATH:/usr/sbin command -v dockerd > /dev/null; then
         # The docker sandbox is tested against an engine of the tests' own; without one they are skipped.
         (debian "tests of the docker sandbox" docker.io) || say "Docker is left out, and with it the tests that need it."
+    fi
+    if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null && ! command -v chromium > /dev/null; then
+        # Web pages are tested in a browser of the system's; without one those tests are skipped.
+        (debian "tests of web pages" chromium) || say "Chromium is left out, and with it the tests that need it."
     fi
     case $("$VENV/bin/python" -c 'import torch; print(torch.__version__, torch.cuda.is_available())') in
         *+cpu*)

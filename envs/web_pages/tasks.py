@@ -53,10 +53,12 @@ ORACLES: frozenset[str] = frozenset(
 
 FEW_PAGES: frozenset[str] = frozenset(
     """
-
+    click-button-sequence click-menu-2 click-test click-test-2 click-test-transfer count-sides drag-cube
+    focus-text focus-text-2 form-sequence-3 generate-number grid-coordinate guess-number hot-cold
+    number-checkboxes terminal tic-tac-toe use-colorwheel use-colorwheel-2 use-spinner
     """.split()
 )
-"""Tasks with so few pages, as text, that no split could have its own: there all splits draw from all pages."""
+"""Tasks with fewer than 30 pages, as text: too few to be split, so that all splits draw from all of them."""
 
 DEFAULT: tuple[str, ...] = tuple(name for name in TASKS if name in ORACLES - FEW_PAGES)
 """What is played where no tasks are named."""
