@@ -102,7 +102,8 @@ def _schema(pa: Any) -> Any:
         [("messages", pa.string()), ("text", pa.string()), ("tool_calls", pa.string()), ("segment", pa.int32()),
          ("prompt_ids", pa.list_(pa.int32())), ("completion_ids", pa.list_(pa.int32())),
          ("logprobs", pa.list_(pa.float64())), ("versions", pa.list_(pa.int64())), ("stop", pa.string()),
-         ("reward", pa.float64()), ("void", pa.bool_()), ("timings", pa.string()), ("info", pa.string())]
+         ("reward", pa.float64()), ("void", pa.bool_()), ("timings", pa.string()), ("info", pa.string()),
+         ("tools", pa.string())]
     )  # fmt: skip
     return pa.schema(
         [("format", pa.int32()), ("task", task), ("policy", pa.string()), ("group", pa.int64()),
@@ -120,7 +121,7 @@ def read_parquet(path: str | Path) -> Iterator[Episode]:
         yield episode_from_json(_nested(row))
 
 
-_OPEN = ("info", "timings", "tool_calls", "messages")
+_OPEN = ("info", "timings", "tool_calls", "messages", "tools")
 """Fields without a fixed schema: JSON text inside Parquet."""
 
 
@@ -143,7 +144,7 @@ def _clean(value: object) -> object:
 
 def _nested(row: dict[str, object]) -> dict[str, object]:
     turns = [
-        {key: json.loads(value) if key in _OPEN else value for key, value in turn.items()}
+        {key: json.loads(value) if key in _OPEN and value else value for key, value in turn.items()}
         for turn in row["turns"]  # type: ignore[attr-defined]
     ]
     data = {key: json.loads(str(row[key])) for key in ("metrics", "tools", "closing")}

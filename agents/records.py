@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -32,7 +32,8 @@ class Turn:
     `prompt_ids` are the ids appended before the completion (in the first turn of a segment the whole prompt).
     Concatenating prompt and completion ids of a segment's turns gives exactly what the model saw and said.
     `logprobs` and `versions` have one entry for every completion id: the log-probability under the distribution
-    sampled from, and the version of the policy that sampled it. Scripted turns hold no ids.
+    sampled from, and the version of the policy that sampled it. Scripted turns hold no ids. `tools` are those on offer
+    from this turn on, where they are others than before it.
     """
 
     messages: tuple[Message, ...]
@@ -48,6 +49,7 @@ class Turn:
     void: bool = False
     timings: Mapping[str, float] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
+    tools: tuple[Tool, ...] = ()
 
     def __post_init__(self) -> None:
         if not len(self.completion_ids) == len(self.logprobs) == len(self.versions):
@@ -58,8 +60,8 @@ class Turn:
 class Episode:
     """One episode. `invalid` episodes have a reason and no meaning as rewards (law 3).
 
-    `closing` are the messages that the environment sent after the last turn. `group` and `sample` tell the
-    rollouts of one task apart; `seed` is that of its sampling.
+    `tools` are those on offer in the first turn, `closing` the messages that the environment sent after the last.
+    `group` and `sample` tell the rollouts of one task apart; `seed` is that of its sampling.
     """
 
     task: TaskSpec
@@ -115,7 +117,7 @@ def episode_to_json(episode: Episode) -> dict[str, Any]:
         "success": episode.success,
         "reward": episode.reward if episode.valid else None,
         "metrics": dict(episode.metrics),
-        "tools": [dict(asdict(tool)) for tool in episode.tools],
+        "tools": _tools_to_json(episode.tools),
         "turns": [_turn_to_json(turn) for turn in episode.turns],
         "closing": [message_to_json(message) for message in episode.closing],
     }
@@ -132,13 +134,21 @@ def episode_from_json(data: Mapping[str, Any]) -> Episode:
         reason=data["reason"],
         success=data["success"],
         closing=tuple(message_from_json(message) for message in data["closing"]),
-        tools=tuple(Tool(**tool) for tool in data["tools"]),
+        tools=_tools_from_json(data["tools"]),
         policy=data["policy"],
         group=data["group"],
         sample=data["sample"],
         seed=data["seed"],
         metrics=data["metrics"],
     )
+
+
+def _tools_to_json(tools: tuple[Tool, ...]) -> list[dict[str, Any]]:
+    return [dict(asdict(tool)) for tool in tools]
+
+
+def _tools_from_json(data: Iterable[Mapping[str, Any]]) -> tuple[Tool, ...]:
+    return tuple(Tool(**tool) for tool in data)
 
 
 def _turn_to_json(turn: Turn) -> dict[str, Any]:
@@ -156,6 +166,7 @@ def _turn_to_json(turn: Turn) -> dict[str, Any]:
         "void": turn.void,
         "timings": dict(turn.timings),
         "info": dict(turn.info),
+        **({"tools": _tools_to_json(turn.tools)} if turn.tools else {}),
     }
 
 
@@ -174,4 +185,5 @@ def _turn_from_json(data: Mapping[str, Any]) -> Turn:
         void=data["void"],
         timings=data["timings"],
         info=data["info"],
+        tools=_tools_from_json(data.get("tools") or ()),
     )

@@ -235,10 +235,11 @@ async def play(
     try:
         player = agent.player(job, generator)
         observation, _ = await guarded.reset(job.task)
+        tools = offered = observation.tools
         while True:
-            tools = observation.tools or tools
+            before, offered = offered, observation.tools or offered
             turn, observation, end = await _turn(player, guarded, observation, settings, len(turns))
-            turns.append(turn)
+            turns.append(turn if offered == before else replace(turn, tools=offered))
             if end is not None:
                 ending, reason = end
                 closing = observation.messages

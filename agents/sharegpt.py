@@ -87,8 +87,8 @@ def conversation_of(episode: Episode) -> dict[str, Any]:
         "success": episode.success,
         "rewards": [turn.reward for turn in episode.turns],
     }
-    if episode.tools:
-        data["tools"] = json.dumps([tool.schema() for tool in episode.tools])
+    if tools := next((turn.tools for turn in reversed(episode.turns) if turn.tools), episode.tools):
+        data["tools"] = json.dumps([tool.schema() for tool in tools])  # of tools that come later it says only that
     return data
 
 

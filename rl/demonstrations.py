@@ -64,7 +64,7 @@ def tokenise(episode: Episode, renderer: Renderer) -> Episode:
     conversation = Conversation(renderer)
     turns: list[Turn] = []
     for turn in episode.turns:
-        prompt = conversation.observe(Observation(turn.messages, episode.tools if not turns else ()))
+        prompt = conversation.observe(Observation(turn.messages, turn.tools if turns else episode.tools))
         ids = (*renderer.encode(with_calls(turn.text, turn.tool_calls)), renderer.stop_ids[0])
         conversation.said(ids)
         turns.append(

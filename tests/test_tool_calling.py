@@ -7,6 +7,7 @@ import decimal
 import gc
 import importlib
 import importlib.metadata
+import importlib.util
 import json
 import random
 import uuid
@@ -541,3 +542,33 @@ def test_it_keeps_the_laws():
     laws = ["splits", "players", "rewards", "garbage", "endings", "growth", "close", "gymnasium"]
     report = check(ID, {"rewards": "per_turn", "end_at_failure": False}, laws=laws, settings=quick)
     assert report.sound, [verdict for verdict in report.verdicts if verdict.faults]
+
+
+async def test_demonstrations_show_a_withheld_tool_from_where_it_is_on_offer(tmp_path):
+    from gymrl.agents.episodes import read_episodes, write_jsonl, write_parquet
+    from gymrl.agents.rendering import Renderer
+    from gymrl.rl.demonstrations import tokenise
+    from gymrl.rl.tiny import make_tokenizer
+
+    pool = EnvPool(ID, {"category": "miss_func", "descriptions": "short", "distractors": 0})
+    (episode,) = await rollout([Job(pool.task("train", 0))], ScriptedAgent("oracle"), pool)
+    await pool.aclose()
+    scenario = scenarios("miss_func")[split_numbers()["train"][0]]
+    (start,) = scenario.withheld
+    later = set(scenario.withheld[start])
+    assert not later & {tool.name for tool in episode.tools}
+    changed = [turn for turn in episode.turns if turn.tools]
+    assert len(changed) == 1 and later <= {tool.name for tool in changed[0].tools}
+    write_jsonl(tmp_path / "e.jsonl", [episode])
+    assert list(read_episodes(tmp_path / "e.jsonl")) == [episode]
+    if importlib.util.find_spec("pyarrow"):
+        write_parquet(tmp_path / "e.parquet", [episode])
+        assert list(read_episodes(tmp_path / "e.parquet")) == [episode]
+    renderer = Renderer(make_tokenizer(["a tool"]))
+    turns = tokenise(episode, renderer).turns
+    assert [turn.segment for turn in turns] == [0] * episode.turns.index(changed[0]) + [1] * (
+        len(turns) - episode.turns.index(changed[0])
+    )
+    (name, *_) = later
+    assert f'"name": "{name}"' not in renderer.decode(turns[0].prompt_ids)
+    assert f'"name": "{name}"' in renderer.decode(turns[episode.turns.index(changed[0])].prompt_ids)

@@ -26,7 +26,7 @@ def noted(episode: Episode, note: str, renderer: Renderer) -> Episode:
     turns: list[Turn] = []
     for turn in episode.turns:
         messages = turn.messages if turns else with_note(turn.messages, note)
-        prompt = conversation.observe(Observation(messages, () if turns else episode.tools))
+        prompt = conversation.observe(Observation(messages, turn.tools if turns else episode.tools))
         conversation.said(turn.completion_ids)
         turns.append(replace(turn, prompt_ids=prompt.new_ids, segment=prompt.segment))
     return replace(episode, turns=tuple(turns))
