@@ -6,9 +6,10 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from gymrl.agents.engines.base import Engine, EngineFault, Generation, GenerationRequest
+from gymrl.agents.engines.base import EngineFault
+from gymrl.agents.gates import Gate, gate_for
 from gymrl.agents.players import Agent, ContextFull, Generator, Job, ModelAgent, Player, Said
 from gymrl.agents.records import Ending, Episode, Turn
 from gymrl.envs.blame import told
@@ -23,14 +24,13 @@ T = TypeVar("T")
 class RolloutSettings:
     """How episodes are played.
 
-    `lockstep` hands the engine one batch a round, when every running episode waits for it: results then depend on
-    the jobs alone, not on timing. Without it requests go to the engine as they come. `deadline` is the time
-    (s) an environment has for one answer. `max_turns` cuts earlier than the environment does. `void_ends` ends an
-    episode at its first void turn.
+    `pace` says when requests join the engine's batch, see `gymrl.agents.gates`. `deadline` is the time (s) an
+    environment has for one answer. `max_turns` cuts earlier than the environment does. `void_ends` ends an episode
+    at its first void turn.
     """
 
     concurrency: int = 128
-    lockstep: bool = True
+    pace: int | Literal["lockstep", "free"] = 2
     deadline: float = 60.0
     max_turns: int | None = None
     void_ends: bool = False
@@ -39,6 +39,10 @@ class RolloutSettings:
         if self.concurrency < 1 or self.deadline <= 0 or (self.max_turns is not None and self.max_turns < 1):
             raise ValueError(
                 "a rollout takes a concurrency and max_turns of 1 or more, and a deadline above 0 s"
+            )
+        if self.pace not in ("lockstep", "free") and not (isinstance(self.pace, int) and self.pace >= 1):
+            raise ValueError(
+                f"pace is a number of engine steps from 1 on, lockstep or free, not {self.pace!r}"
             )
 
 
@@ -76,89 +80,6 @@ class _Guarded:
             raise _Broken(f"environment: {late if limit.expired() else told(error)}") from error
 
 
-class _Busy:
-    """Counts the time in which an engine has at least one request into its `busy_seconds`."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine, self.calls, self.since = engine, 0, 0.0
-
-    def __enter__(self) -> None:
-        if self.calls == 0:
-            self.since = time.perf_counter()
-        self.calls += 1
-
-    def __exit__(self, *_: object) -> None:
-        self.calls -= 1
-        if self.calls == 0:
-            self.engine.busy_seconds += time.perf_counter() - self.since
-
-
-class DirectGenerator:
-    """Hands every request to the engine as it comes."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self._busy = _Busy(engine)
-
-    async def generate(self, job: Job, request: GenerationRequest) -> Generation:
-        with self._busy:
-            return await self.engine.generate(request)
-
-    def enter(self) -> None: ...
-
-    def leave(self) -> None: ...
-
-
-class LockstepGenerator:
-    """Waits until every episode that runs has asked, then submits all requests at once, in the jobs' order."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self._busy = _Busy(engine)
-        self._active = 0
-        self._waiting: list[tuple[int, GenerationRequest, asyncio.Future[Generation]]] = []
-        self._batches: set[asyncio.Task[None]] = set()
-
-    def enter(self) -> None:
-        self._active += 1
-
-    def leave(self) -> None:
-        self._active -= 1
-        self._submit()
-
-    async def generate(self, job: Job, request: GenerationRequest) -> Generation:
-        future: asyncio.Future[Generation] = asyncio.get_running_loop().create_future()
-        self._waiting.append((job.order, request, future))
-        self._submit()
-        return await future
-
-    def _submit(self) -> None:
-        if self._waiting and len(self._waiting) >= self._active:
-            batch, self._waiting = sorted(self._waiting, key=lambda item: item[0]), []
-            task = asyncio.get_running_loop().create_task(self._run(batch))
-            self._batches.add(task)
-            task.add_done_callback(self._batches.discard)
-
-    async def _run(self, batch: list[tuple[int, GenerationRequest, asyncio.Future[Generation]]]) -> None:
-        fault: BaseException
-
-        def answer(place: int, result: Generation) -> None:
-            """What is done goes to its environment while the others are still being written."""
-            future = batch[place][2]
-            if not future.done():
-                future.set_result(result)
-
-        try:
-            with self._busy:
-                await self.engine.generate_batch([request for _, request, _ in batch], answer)
-        except (Exception, asyncio.CancelledError) as error:  # whoever waits must hear of it
-            cancelled = isinstance(error, asyncio.CancelledError)
-            fault = EngineFault("the engine dropped its requests") if cancelled else error
-            for _, _, future in batch:
-                if not future.done():
-                    future.set_exception(fault)
-
-
 async def rollout(
     jobs: Sequence[Job],
     agent: Agent,
@@ -174,13 +95,15 @@ async def rollout(
     """
     settings = settings or RolloutSettings()
     jobs = [replace(job, order=order) for order, job in enumerate(jobs)]
-    generator: Any = None
-    if isinstance(agent, ModelAgent):
-        generator = (LockstepGenerator if settings.lockstep else DirectGenerator)(agent.engine)
     episodes: list[Episode | None] = [None] * len(jobs)
-    queue = iter(jobs)
+    count = min(settings.concurrency, len(jobs))
+    gate: Gate | None = None
+    if isinstance(agent, ModelAgent):
+        gate = gate_for(agent.engine, settings.pace, count)
+    shared = iter(jobs)
 
-    async def work() -> None:
+    async def work(seat: int) -> None:
+        queue = iter(jobs[seat::count]) if gate is not None and gate.seated else shared
         handle: EnvHandle | None = None
         try:
             for job in queue:
@@ -190,7 +113,7 @@ async def rollout(
                     episode = _invalid(job, agent.name, f"environment: {told(error)}")
                 else:
                     handle = None  # not given back while it is in use, should this task be cancelled
-                    episode, broken = await play(job, agent, taken, settings, generator, pool.success_reward)
+                    episode, broken = await play(job, agent, taken, settings, gate, pool.success_reward)
                     if broken:
                         await _discard(pool, taken, settings.deadline)
                     else:
@@ -201,17 +124,16 @@ async def rollout(
         finally:
             if handle is not None:
                 pool.give(handle)
-            if generator is not None:
-                generator.leave()
+            if gate is not None:
+                gate.leave(seat)
 
-    count = min(settings.concurrency, len(jobs))
-    if generator is not None:
-        for _ in range(count):
-            generator.enter()
+    if gate is not None:
+        for seat in range(count):
+            gate.enter(seat)
     try:
         async with asyncio.TaskGroup() as group:
-            for _ in range(count):
-                group.create_task(work())
+            for seat in range(count):
+                group.create_task(work(seat))
     except BaseExceptionGroup as errors:  # of on_episode, or an interruption: the first one tells the story
         raise errors.exceptions[0] from None
     return [episode for episode in episodes if episode is not None]

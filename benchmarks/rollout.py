@@ -1,6 +1,7 @@
 """Generated tokens/s of the whole rollout loop over the raw engine's on the same prompts and seeds.
 
-    python benchmarks/rollout.py [--engine transformers|vllm] [--concurrency 16 64] [--repeats 5]
+    python benchmarks/rollout.py [--engine transformers|vllm] [--concurrency 16 64]
+                                    [--repeats 5] [--pace 2 lockstep free]
 
 The loop plays episodes of the quickstart environment (sandbox, rendering, episode records and all). Its requests are
 recorded and given to the engine again, at the same concurrency, with nothing else around.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
+from functools import partial
 
 from common import alternate, quickstart, warm_policy
 
@@ -30,6 +32,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[16, 64])
     parser.add_argument("--episodes", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--pace", nargs="+", default=["2", "lockstep", "free"], help="see engine.pace")
     args = parser.parse_args()
     recipe = quickstart()
     folder = warm_policy(recipe)
@@ -48,19 +51,19 @@ def loop_speed(loop, engine, folder, recipe, concurrency, args) -> None:
     agent = ModelAgent("warm", engine, load_renderer(folder), Sampling(max_tokens=recipe.sampling.max_tokens))
     jobs = evaluation_jobs([pool.task("train", i) for i in range(args.episodes)], 1, 0)
     recorded: list[GenerationRequest] = []
-    serve = engine.generate_batch
+    serve = engine.generate
 
-    async def recording(requests, on_done=None):
-        recorded.extend(requests)
-        return await serve(requests, on_done)
+    async def recording(request):
+        recorded.append(request)
+        return await serve(request)
 
-    engine.generate_batch = recording
-    loop.run(rollout(jobs, agent, pool, RolloutSettings(concurrency)))
-    engine.generate_batch = serve
+    engine.generate = recording
+    loop.run(rollout(jobs, agent, pool, RolloutSettings(concurrency, "free")))
+    engine.generate = serve
 
-    def whole(lockstep: bool) -> float:
+    def whole(pace: int | str) -> float:
         began = time.perf_counter()
-        episodes = loop.run(rollout(jobs, agent, pool, RolloutSettings(concurrency, lockstep)))
+        episodes = loop.run(rollout(jobs, agent, pool, RolloutSettings(concurrency, pace)))
         return sum(episode.tokens for episode in episodes) / (time.perf_counter() - began)
 
     async def bare() -> int:
@@ -78,12 +81,11 @@ def loop_speed(loop, engine, folder, recipe, concurrency, args) -> None:
         began = time.perf_counter()
         return loop.run(bare()) / (time.perf_counter() - began)
 
-    speed = alternate(
-        {"raw": raw, "loop": lambda: whole(False), "lockstep": lambda: whole(True)}, args.repeats
-    )
+    paces = [int(pace) if pace.isdigit() else pace for pace in args.pace]
+    speed = alternate({"raw": raw, **{str(pace): partial(whole, pace) for pace in paces}}, args.repeats)
+    found = ", ".join(f"{name} {value / speed['raw']:.2f}" for name, value in speed.items() if name != "raw")
     print(
-        f"{args.engine}, {concurrency} at once: raw engine {speed['raw']:.0f} tokens/s; "
-        f"loop {speed['loop'] / speed['raw']:.2f}, in lockstep {speed['lockstep'] / speed['raw']:.2f} of it",
+        f"{args.engine}, {concurrency} at once: raw engine {speed['raw']:.0f} tokens/s; loop by pace: {found} of it",
         flush=True,
     )
     loop.run(pool.aclose())

@@ -1,6 +1,6 @@
 """Wall-clock of whole GRPO steps of the quickstart, and where the time goes.
 
-python benchmarks/step.py [--engine transformers|vllm] [--steps 10]
+python benchmarks/step.py [--engine transformers|vllm] [--steps 10] [--pace N|lockstep|free]
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gymrl.rl.policy import load_renderer
 from gymrl.rl.trainers.online import online_step
 
 
-async def steps(engine_kind: str, count: int) -> list[dict[str, float]]:
+async def steps(engine_kind: str, count: int, pace: str) -> list[dict[str, float]]:
     recipe = quickstart()
     folder = warm_policy(recipe)
     e = recipe.engine
@@ -31,7 +31,7 @@ async def steps(engine_kind: str, count: int) -> list[dict[str, float]]:
     pool = EnvPool(recipe.env.id, recipe.env.params)
     agent = ModelAgent("warm", engine, load_renderer(folder), Sampling(max_tokens=recipe.sampling.max_tokens))
     learner = Learner(folder, LearnerSettings(recipe.learner.token_budget), Accelerator(cpu=True))
-    settings = RolloutSettings(recipe.env.concurrency)
+    settings = RolloutSettings(recipe.env.concurrency, int(pace) if pace.isdigit() else pace)
     found = []
     for step in range(count + 1):
         done = await online_step(learner, agent, pool, settings, recipe.rl, 1.0, step, 0, 0)
@@ -47,14 +47,15 @@ def main() -> None:
     )
     parser.add_argument("--engine", default="transformers")
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--pace", default=str(RolloutSettings().pace), help="see engine.pace")
     args = parser.parse_args()
-    found = asyncio.run(steps(args.engine, args.steps))
+    found = asyncio.run(steps(args.engine, args.steps, args.pace))
     medians = {k: statistics.median(m[k] for m in found) for k in found[0] if k.startswith("time/")}
     whole = medians["time/step"]
     shares = ", ".join(
         f"{k.removeprefix('time/')} {v / whole:.0%}" for k, v in medians.items() if k != "time/step"
     )
-    print(f"{args.engine}: one GRPO step {whole:.2f} s (median of {args.steps}): {shares}")
+    print(f"{args.engine}, pace {args.pace}: one GRPO step {whole:.2f} s (median of {args.steps}): {shares}")
 
 
 if __name__ == "__main__":

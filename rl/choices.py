@@ -23,3 +23,6 @@ Adapter = Literal["lora", "rslora", "dora", "loha", "lokr"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+
+Pace = Annotated[int, Field(ge=1)] | Literal["lockstep", "free"]
+"""When a request joins the engine's batch, see `gymrl.agents.gates`."""

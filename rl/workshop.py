@@ -44,7 +44,7 @@ class Workshop:
             project_dir=str(folder.path), cpu=not torch.cuda.is_available(),
         )  # fmt: skip
         self.rollouts = RolloutSettings(
-            recipe.env.concurrency, recipe.engine.lockstep, recipe.env.deadline, recipe.env.max_turns,
+            recipe.env.concurrency, recipe.engine.pace, recipe.env.deadline, recipe.env.max_turns,
             recipe.rl.void.name == "end_episode",
         )  # fmt: skip
         self.base = folder.checkpoint_path("base")

@@ -154,6 +154,29 @@ class TestServing:
         other = await engine.generate(request(5, 40, 7))
         assert other.ids != batch[0].ids
 
+    async def test_paced_requests_give_the_same_bits_whenever_they_come(self, engine: Engine) -> None:
+        async def play(naps: list[float]) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
+            pace = engine.open_pace(2)
+            assert pace is not None
+
+            async def seat(number: int) -> list[Generation]:
+                done = []
+                for asked in MIXED[number::2]:
+                    await asyncio.sleep(naps[len(done) % len(naps)] * (number + 1))
+                    done.append(await engine.generate_at(asked, pace, number))
+                pace.leave(number)
+                return done
+
+            pace.enter(0)
+            pace.enter(1)
+            return [(one.ids, one.logprobs) for own in await asyncio.gather(seat(0), seat(1)) for one in own]
+
+        await engine.generate_batch(MIXED)  # so that the prefix cache holds the same before both
+        calm = await play([0.0])
+        assert await play([0.03, 0.0, 0.01]) == calm
+        batch = await engine.generate_batch([*MIXED[0::2], *MIXED[1::2]])
+        assert [ids for ids, _ in calm] == [one.ids for one in batch]
+
     async def test_only_stop_ids_stop(self, engine: Engine) -> None:
         free = GenerationRequest((5, 6, 7), Sampling(seed=11, max_tokens=24), ())
         whole = await engine.generate(free)

@@ -118,6 +118,16 @@ class Recorder(Engine):
         self.seen.append((request, done))
         return done
 
+    def open_pace(self, lag: int) -> Any:
+        return self.engine.open_pace(lag)
+
+    async def generate_at(self, request: GenerationRequest, pace: Any, seat: int) -> Generation:
+        if self.fails_at is not None and len(self.seen) >= self.fails_at:
+            raise EngineFault("the power is gone: plug it in")
+        done = await self.engine.generate_at(request, pace, seat)
+        self.seen.append((request, done))
+        return done
+
     async def load_weights(self, weights: Any, version: int) -> None:
         await self.engine.load_weights(weights, version)
 
@@ -237,17 +247,18 @@ def test_settings_that_would_play_nothing_are_refused() -> None:
     for wrong in ({"concurrency": 0}, {"deadline": 0.0}, {"max_turns": 0}):
         with pytest.raises(ValueError, match="a rollout takes"):
             RolloutSettings(**wrong)  # type: ignore[arg-type]
+    for pace in (0, -1, 1.5, "fast"):
+        with pytest.raises(ValueError, match="pace is a number of engine steps"):
+            RolloutSettings(pace=pace)  # type: ignore[arg-type]
 
 
 # -- a model -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("lockstep", [True, False])
-async def test_every_episode_is_token_exact(lockstep: bool) -> None:
+@pytest.mark.parametrize("pace", [4, "lockstep", "free"])
+async def test_every_episode_is_token_exact(pace: Any) -> None:
     agent, pool = tiny_agent(), EnvPool("test/Countdown-v0")
-    episodes = await rollout(
-        jobs_of(pool, 6, 2), agent, pool, RolloutSettings(concurrency=5, lockstep=lockstep)
-    )
+    episodes = await rollout(jobs_of(pool, 6, 2), agent, pool, RolloutSettings(concurrency=5, pace=pace))
     await pool.aclose()
     await agent.engine.close()
     assert isinstance(agent.engine, Recorder)
@@ -270,12 +281,13 @@ async def test_every_episode_is_token_exact(lockstep: bool) -> None:
         assert episode.tokens == sum(len(turn.completion_ids) for turn in episode.turns)
 
 
-async def test_lockstep_depends_on_the_jobs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("pace", [1, 2, 5, "lockstep"])
+async def test_what_is_sampled_depends_on_the_jobs_alone(pace: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def play(naps: float, concurrency: int) -> list[Episode]:
         monkeypatch.setattr(Countdown, "naps", naps)
         agent, pool = tiny_agent(), EnvPool("test/Countdown-v0")
         episodes = await rollout(
-            jobs_of(pool, 6, 2), agent, pool, RolloutSettings(concurrency=concurrency, max_turns=4)
+            jobs_of(pool, 6, 2), agent, pool, RolloutSettings(concurrency, pace, max_turns=4)
         )
         await pool.aclose()
         await agent.engine.close()
@@ -300,10 +312,10 @@ async def test_an_engine_that_dies_makes_invalid_episodes() -> None:
     assert pool.opened == pool.closed == 2  # a broken engine is no fault of the environments
 
 
-@pytest.mark.parametrize("lockstep", [True, False])
-async def test_closing_the_engine_under_a_rollout_ends_it(lockstep: bool) -> None:
+@pytest.mark.parametrize("pace", [4, "lockstep", "free"])
+async def test_closing_the_engine_under_a_rollout_ends_it(pace: Any) -> None:
     agent, pool = tiny_agent(max_tokens=200), EnvPool("test/Countdown-v0")
-    playing = asyncio.create_task(rollout(jobs_of(pool, 4), agent, pool, RolloutSettings(lockstep=lockstep)))
+    playing = asyncio.create_task(rollout(jobs_of(pool, 4), agent, pool, RolloutSettings(pace=pace)))
     await asyncio.sleep(0.05)
     await agent.engine.close()
     episodes = await asyncio.wait_for(playing, 30)
@@ -311,6 +323,45 @@ async def test_closing_the_engine_under_a_rollout_ends_it(lockstep: bool) -> Non
     assert len(episodes) == 4
     assert {e.reason for e in episodes if not e.valid} <= {"engine: the embedded engine is closed"}
     assert any(not e.valid for e in episodes)
+
+
+async def test_an_interrupted_rollout_leaves_an_engine_that_serves_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    agent, pool = tiny_agent(max_tokens=100), EnvPool("test/Countdown-v0")
+    for wait in (0.0, 0.02, 0.1):
+        playing = asyncio.create_task(rollout(jobs_of(pool, 8), agent, pool, RolloutSettings(3)))
+        await asyncio.sleep(wait)
+        playing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await playing
+    episodes = await asyncio.wait_for(rollout(jobs_of(pool, 4), agent, pool, RolloutSettings(3)), 60)
+    assert len(episodes) == 4 and all(episode.valid for episode in episodes)
+    await pool.aclose()
+    await agent.engine.close()
+
+
+async def test_a_world_that_hangs_is_not_waited_for_beyond_its_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    agent, pool = tiny_agent(), EnvPool("test/Countdown-v0")
+    step, stuck = Countdown.step, []
+
+    async def hanging(self: Countdown, action: Action) -> Any:
+        if not stuck:
+            stuck.append(self)
+        if stuck[0] is self:
+            await asyncio.sleep(3600)
+        return await step(self, action)
+
+    monkeypatch.setattr(Countdown, "step", hanging)
+    settings = RolloutSettings(concurrency=4, deadline=0.3, max_turns=3)
+    episodes = await asyncio.wait_for(rollout(jobs_of(pool, 8), agent, pool, settings), 60)
+    assert [e.reason for e in episodes if not e.valid] == [
+        "environment: TimeoutError: step() gave no answer in 0.3 s"
+    ]
+    await pool.aclose()
+    await agent.engine.close()
 
 
 async def test_a_full_context_truncates_and_a_first_prompt_that_does_not_fit_names_the_mend() -> None:

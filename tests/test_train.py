@@ -286,16 +286,16 @@ def test_an_engine_that_dies_stops_the_run_which_then_goes_on(whole, tmp_path, m
     from gymrl.agents.engines.transformers import TransformersEngine
 
     calls = 0
-    serve = TransformersEngine.generate_batch
+    serve = TransformersEngine.generate_at
 
-    async def dying(self, requests, on_done=None):
+    async def dying(self, request, pace, seat):
         nonlocal calls
         calls += 1
         if self.version >= 9:
             raise EngineFault("the engine died: restart it")
-        return await serve(self, requests, on_done)
+        return await serve(self, request, pace, seat)
 
-    monkeypatch.setattr(TransformersEngine, "generate_batch", dying)
+    monkeypatch.setattr(TransformersEngine, "generate_at", dying)
     with pytest.raises(EngineFault, match="restart it"):
         train("quickstart", SMALL, None, tmp_path / "run")
     assert f"gymrl train --resume {tmp_path / 'run'}" in capsys.readouterr().out

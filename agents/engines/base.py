@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from gymrl.agents.engines.pace import Pace
 from gymrl.agents.records import Stop
 
 
@@ -101,7 +103,17 @@ class Engine(abc.ABC):
         Engines that can make the result depend on the requests alone (not on timing) do so here. `on_done` is told
         the place and the completion of each on the event loop as soon as it is there, while others still run.
         """
-        return await gathered([asyncio.ensure_future(self.generate(request)) for request in requests], on_done)
+        return await gathered(
+            [asyncio.ensure_future(self.generate(request)) for request in requests], on_done
+        )
+
+    def open_pace(self, lag: int) -> Pace[Any] | None:
+        """A pace of `lag` engine steps for `generate_at`; None: this engine's steps cannot be counted."""
+        return None
+
+    async def generate_at(self, request: GenerationRequest, pace: Pace[Any], seat: int) -> Generation:
+        """As `generate`, in the step that the pace, which this engine opened, gives the seat."""
+        raise EngineFault(f"the engine {self.name!r} keeps no pace")
 
     @abc.abstractmethod
     async def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:

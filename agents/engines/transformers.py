@@ -24,6 +24,7 @@ from gymrl.agents.engines.base import (
     OnDone,
     gathered,
 )
+from gymrl.agents.engines.pace import Pace, Paces
 from gymrl.agents.engines.sampling import draw, uniforms
 from gymrl.agents.engines.slots import SlotTable
 from gymrl.agents.ragged import NAME, SlotCache, SlotStep
@@ -44,6 +45,13 @@ class _Running:
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
+    place: tuple[Pace[_Running], int] | None = None
+    """Its seat, where it is paced."""
+
+    def rise(self) -> None:
+        if self.place is not None:
+            pace, seat = self.place
+            pace.done(seat)
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -95,6 +103,7 @@ class TransformersEngine(Engine):
         self._waiting: deque[_Running] = deque()
         self._running: list[_Running] = []
         self._lock = threading.Condition()
+        self._paces: Paces[_Running] = Paces(self._lock)
         """Guards the queue; held for moments only, so that the event loop may take it."""
         self._model_lock = threading.Lock()
         """Held during a forward pass and while weights change."""
@@ -122,6 +131,21 @@ class TransformersEngine(Engine):
             for run in runs:
                 run.abandoned = True
                 run.future.cancel()
+            raise
+
+    def open_pace(self, lag: int) -> Pace[_Running]:
+        return self._paces.open(lag)
+
+    async def generate_at(self, request: GenerationRequest, pace: Pace[_Running], seat: int) -> Generation:
+        run = self._admit(request)
+        run.place = (pace, seat)
+        with self._lock:
+            self._check()
+            pace.offer(seat, run)
+        try:
+            return await asyncio.wrap_future(run.future)
+        except asyncio.CancelledError:
+            run.abandoned = True
             raise
 
     async def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
@@ -182,17 +206,17 @@ class TransformersEngine(Engine):
         except BaseException as error:  # handed to every caller, now and later
             with self._lock:
                 self._fault = error
-                for run in [*self._running, *self._waiting]:
+                for run in [*self._running, *self._waiting, *self._paces.drain()]:
                     if not run.future.done():
                         run.future.set_exception(EngineFault(f"the embedded engine stopped: {error}"))
 
     def _turn(self) -> bool:
         """Admit what waits, prefill it, and draw one token for everything that runs."""
         with self._lock:
-            while not self._closed and (self._paused or not (self._waiting or self._running)):
+            while not self._closed and not self._ready():
                 self._lock.wait()
             if self._closed:
-                for run in [*self._running, *self._waiting]:
+                for run in [*self._running, *self._waiting, *self._paces.drain()]:
                     if not run.future.done():
                         run.future.set_exception(EngineFault("the embedded engine is closed"))
                 return False
@@ -202,11 +226,24 @@ class TransformersEngine(Engine):
                 if run.future.set_running_or_notify_cancel():
                     run.slot, run.known = self._slots.take(run.request.prompt_ids)
                     self._running.append(run)
+                else:
+                    with self._lock:
+                        run.rise()
             self._running.sort(key=lambda run: run.slot)
             if self._running:
                 self._sample(self._running, self._forward(self._running))
                 self._retire()
         return True
+
+    def _ready(self) -> bool:
+        """Whether there is a step to make now."""
+        if self._paused:
+            return False
+        paced = self._paces.admit()
+        if paced is None:
+            return False
+        self._waiting.extend(paced)
+        return bool(self._waiting or self._running)
 
     def _forward(self, runs: list[_Running]) -> torch.Tensor:
         """The logits of each run's next token, [B, V]; equal prompts that start from nothing are prefilled once."""
@@ -273,7 +310,8 @@ class TransformersEngine(Engine):
                 runs[i].versions.append(self.version)
 
     def _retire(self) -> None:
-        still = []
+        still: list[_Running] = []
+        ended: list[tuple[_Running, Stop]] = []
         for run in self._running:
             stop: Stop | None = None
             if run.abandoned:
@@ -284,7 +322,14 @@ class TransformersEngine(Engine):
                 stop = "length" if run.limit == run.request.sampling.max_tokens else "context"
             if stop is None:
                 still.append(run)
-                continue
+            else:
+                ended.append((run, stop))
+        self._running = still
+        with self._lock:
+            for run, _ in ended:
+                run.rise()
+            self._paces.tick()
+        for run, stop in ended:
             self._slots.give(run.slot, run.tokens[: run.known])
             run.future.set_result(
                 Generation(
@@ -295,4 +340,3 @@ class TransformersEngine(Engine):
                     time.perf_counter() - run.began,
                 )
             )
-        self._running = still

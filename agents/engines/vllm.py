@@ -30,6 +30,7 @@ from gymrl.agents.engines.base import (
     OnDone,
     gathered,
 )
+from gymrl.agents.engines.pace import Pace, Paces
 from gymrl.agents.engines.vllm_common import (
     engine_options,
     environment,
@@ -54,6 +55,13 @@ class _Run:
     future: Future[Generation]
     began: float
     name: str = ""
+    place: tuple[Pace[_Run], int] | None = None
+    """Its seat, where it is paced."""
+
+    def rise(self) -> None:
+        if self.place is not None:
+            pace, seat = self.place
+            pace.done(seat)
 
 
 @dataclass(eq=False)
@@ -89,6 +97,7 @@ class VllmEngine(Engine):
         """Guards the commands; held for moments only, so that the event loop may take it."""
         self._commands: deque[_Command] = deque()
         self._runs: dict[str, _Run] = {}
+        self._paces: Paces[_Run] = Paces(self._wake)
         self._names = itertools.count()
         self._paused = self._closing = False
         self._fault: EngineFault | None = None
@@ -129,6 +138,23 @@ class VllmEngine(Engine):
             # Cancelled, or one of them failed: nobody waits for the others any more.
             if self._fault is None:
                 self._submit(lambda: self._drop(runs))
+            raise
+
+    def open_pace(self, lag: int) -> Pace[_Run]:
+        return self._paces.open(lag)
+
+    async def generate_at(self, request: GenerationRequest, pace: Pace[_Run], seat: int) -> Generation:
+        limit = token_limit(request, self.max_context, self._vocabulary)
+        run = _Run(request, limit, Future(), time.perf_counter(), place=(pace, seat))
+        with self._wake:
+            if self._fault is not None:
+                raise EngineFault(str(self._fault)) from self._fault
+            pace.offer(seat, run)
+        try:
+            return await asyncio.wrap_future(run.future)
+        except asyncio.CancelledError:
+            if self._fault is None:
+                self._submit(lambda: self._drop([run]))
             raise
 
     async def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
@@ -183,7 +209,12 @@ class VllmEngine(Engine):
     def _turn(self) -> bool:
         """Do what was asked for, then draw one token for everything that runs. False when closing."""
         with self._wake:
-            while not (self._closing or self._commands or (self._runs and not self._paused)):
+            while True:
+                # None: somebody whose request belongs to the next step has not come yet.
+                paced = [] if self._paused or self._closing else self._paces.admit()
+                steps = paced is not None and bool(self._runs or paced) and not self._paused
+                if self._closing or self._commands or steps:
+                    break
                 self._wake.wait()
             commands = list(self._commands)
             self._commands.clear()
@@ -196,10 +227,21 @@ class VllmEngine(Engine):
                     command.future.set_result(command.work())
                 except Exception as error:
                     command.future.set_exception(error)
-        if self._runs and not self._paused:
-            for output in self._llm.step():
-                if output.finished:
-                    self._deliver(output)
+        for run in paced or ():
+            try:
+                self._add([run])
+            except Exception as error:
+                run.future.set_exception(error)
+                with self._wake:
+                    run.rise()
+        if self._runs and not self._paused and paced is not None:
+            finished = [output for output in self._llm.step() if output.finished]
+            with self._wake:
+                for output in finished:
+                    self._runs[output.request_id].rise()
+                self._paces.tick()
+            for output in finished:
+                self._deliver(output)
         return True
 
     def _end(self, reason: str) -> None:
@@ -208,7 +250,9 @@ class VllmEngine(Engine):
             self._fault = EngineFault(reason)
             commands = list(self._commands)
             self._commands.clear()
+            held = self._paces.drain()
         waiting: list[Future[Any]] = [run.future for run in self._runs.values()]
+        waiting += [run.future for run in held if run.future.set_running_or_notify_cancel()]
         waiting += [command.future for command in commands if command.future.set_running_or_notify_cancel()]
         self._runs.clear()
         for future in waiting:
@@ -224,6 +268,8 @@ class VllmEngine(Engine):
 
         for run in runs:
             if not run.future.set_running_or_notify_cancel():
+                with self._wake:
+                    run.rise()
                 continue
             options = sampling_options(run.request, run.limit)
             params = SamplingParams(**options, flat_logprobs=True, output_kind=RequestOutputKind.FINAL_ONLY)
@@ -235,8 +281,9 @@ class VllmEngine(Engine):
     def _drop(self, runs: Sequence[_Run]) -> None:
         waited = {name: run for name, run in self._runs.items() if run in runs}
         self._llm.abort_request([run.name for run in waited.values()], internal=True)
-        for name in waited:
-            del self._runs[name]
+        with self._wake:
+            for name in waited:
+                self._runs.pop(name).rise()
 
     def _deliver(self, output: Any) -> None:
         run = self._runs.pop(output.request_id)

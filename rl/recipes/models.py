@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from gymrl.rl.choices import Adapter, Aggregation, Decay, VoidMode
+from gymrl.rl.choices import Adapter, Aggregation, Decay, Pace, VoidMode
 
 
 class Section(BaseModel):
@@ -133,7 +133,7 @@ class EngineSection(Section):
     slots: int = Field(128, ge=1, description="requests that run at the same time")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the engine's weights")
     memory_gb: float = Field(0.5, gt=0, description="key/value memory of vLLM on the CPU")
-    lockstep: bool = Field(True, description="results depend on seeds alone; off: no waiting for stragglers")
+    pace: Pace = Field(2, description="engine steps from an answer to the next request; lockstep, free")
 
 
 class SamplingSection(Section):
