@@ -1,9 +1,9 @@
 """One Chromium for each process, kept by one thread, and its pages lent to environments.
 
-Playwright's objects belong to the event loop they were made on, so all of them live on one loop in a thread of its own;
-environments on any loop or thread ask it by `Keeper.call`. Every call has a time limit. A browser that dies or hangs fails
-the calls under way with EnvironmentFault (their episodes are invalid) and is replaced at the next lease; one that nobody
-has used for `IDLE_SECONDS` is closed. What is opened is counted in `Keeper.counts`.
+Playwright's objects belong to the event loop they were made on, so all of them live on one loop in a thread of its
+own; environments on any loop or thread ask it by `Keeper.call`. Every call has a time limit. A browser that dies or
+hangs fails the calls under way with EnvironmentFault (their episodes are invalid) and is replaced at the next lease;
+one that nobody has used for `IDLE_SECONDS` is closed. What is opened is counted in `Keeper.counts`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import importlib
 import os
+import random
 import shutil
 import signal
 import sys
@@ -41,8 +43,8 @@ MEND = (
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--no-default-browser-check",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions",
-    "--disable-default-apps", "--disable-dev-shm-usage", "--disable-breakpad", "--metrics-recording-only", "--mute-audio",
-    "--password-store=basic", "--use-mock-keychain", "--disable-background-timer-throttling",
+    "--disable-default-apps", "--disable-dev-shm-usage", "--disable-breakpad", "--metrics-recording-only",
+    "--mute-audio", "--password-store=basic", "--use-mock-keychain", "--disable-background-timer-throttling",
     "--disable-backgrounding-occluded-windows", "--disable-renderer-backgrounding", "--disable-hang-monitor",
     "--disable-popup-blocking", "--disable-features=Translate,BackForwardCache,MediaRouter,OptimizationHints",
     "--hide-scrollbars", "--force-color-profile=srgb", "--font-render-hinting=none",
@@ -85,13 +87,14 @@ class Chromium:
         """Raises EnvironmentFault where it does not start."""
         from playwright.async_api import async_playwright
 
+        _keep_its_hands_off_random()
         self.profile = Path(tempfile.mkdtemp(prefix="gymrl-chromium-"))
         reaper = str(Path(__file__).with_name("reaper.py"))
-        command = ["-I", "-S", reaper, str(self.profile), self.executable, f"--user-data-dir={self.profile}", *FLAGS]
+        command = ["-I", "-S", reaper, str(self.profile), self.executable, f"--user-data-dir={self.profile}"]
         try:
             self.playwright = await async_playwright().start()
             self.browser = await self.playwright.chromium.launch(
-                executable_path=sys.executable, ignore_default_args=True, args=[*command, "about:blank"],
+                executable_path=sys.executable, ignore_default_args=True, args=[*command, *FLAGS, "about:blank"],
                 handle_sigint=False, handle_sigterm=False, handle_sighup=False, timeout=1e3 * START_SECONDS,
             )  # fmt: skip
             self.group = int((self.profile / "group").read_text())
@@ -126,7 +129,15 @@ class Chromium:
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(self.playwright.stop(), CLOSE_SECONDS)
             self.playwright = None
-        shutil.rmtree(self.profile, ignore_errors=True) if self.profile.name else None
+        if self.profile.name:
+            shutil.rmtree(self.profile, ignore_errors=True)
+
+
+def _keep_its_hands_off_random() -> None:
+    """Playwright draws the prefix of its call ids from Python's global generator: give it one of its own."""
+    with contextlib.suppress(ImportError):
+        module: Any = importlib.import_module("playwright._impl.isomorphic.trace_utils")
+        module.random = random.Random()
 
 
 class Keeper:
@@ -137,6 +148,7 @@ class Keeper:
         self.counts = {"browsers opened": 0, "browsers closed": 0, "pages opened": 0, "pages closed": 0}
         self.chromium: Chromium | None = None
         self.leases = 0
+        self.pid = os.getpid()
         self._starting = asyncio.Lock()
         self._idle: asyncio.TimerHandle | None = None
         self._burials: set[asyncio.Task[None]] = set()
@@ -212,7 +224,7 @@ class Keeper:
 
     def shut(self) -> None:
         """Close the browser now, from another thread, and wait for it."""
-        if self.chromium is None or not self.loop.is_running():
+        if self.chromium is None or self.pid != os.getpid() or not self.loop.is_running():
             return
         with contextlib.suppress(Exception):
             asyncio.run_coroutine_threadsafe(self._end(), self.loop).result(2 * CLOSE_SECONDS)
@@ -228,6 +240,10 @@ class Lease:
     @property
     def dead(self) -> str:
         return self.chromium.dead
+
+    def drop(self) -> None:
+        """Have the page closed, without waiting for it."""
+        asyncio.run_coroutine_threadsafe(self.give_back(), self.keeper.loop)
 
     async def give_back(self) -> None:
         """Close the page. On the keeper's loop; twice does nothing."""

@@ -11,7 +11,7 @@ from gymrl.envs.environment import Environment
 from gymrl.envs.gym import EnvironmentFault
 from gymrl.envs.records import Action, Message, Observation, Tool
 from gymrl.envs.web_pages.browser import Keeper, shared_keeper
-from gymrl.envs.web_pages.grammar import Command, Refusal, parse, tools
+from gymrl.envs.web_pages.grammar import Command, parse, tools
 from gymrl.envs.web_pages.page import Look, Page
 from gymrl.envs.web_pages.tasks import DEFAULT, FEW_PAGES, ORACLES, page_seed, pages_folder, task_names
 
@@ -25,6 +25,8 @@ OBSERVATIONS = ("text", "screenshot", "both")
 CALLS = ("text", "tools")
 WON = 0.9
 """The page's own reward from which an episode is won. It is 1 for all tasks but those that measure a distance."""
+PAGE_LIFE = 25
+"""Episodes after which a page is replaced: playwright keeps what it knows of every load until then."""
 WORDS = ("OK", "Alice", "42", "blue", "hello", "2016-05-17", "a", "x9")
 
 RULES = (
@@ -39,16 +41,17 @@ class MiniWoB(Environment):
     """Do what the first message says on one of MiniWoB++'s web pages, in a real Chromium.
 
     A turn holds one action or several, a line each: click(12), type(5, "text"), press("Enter"), select(7, "Blue"),
-    drag(3, 9), hover, double_click, scroll, wait. Numbers are the references of the page's elements, or two coordinates.
-    Tool calls of the same names are taken too. What cannot be done is answered on the page and costs nothing but the
-    turn. The page says when the task is over and how well it was done: from 0.9 on the reward is 1, else it is 0.
+    drag(3, 9), hover, double_click, scroll, wait. Numbers are the references of the page's elements, or two
+    coordinates. Tool calls of the same names are taken too. What cannot be done is answered in the world and costs
+    nothing but the turn. The page says when the task is over and how well it was done: from 0.9 on the reward is 1,
+    else it is 0.
 
     tasks: names of MiniWoB++ tasks with commas between, `oracle` for all those with an oracle, `all` for all 128;
     empty: those with an oracle that have pages enough to be split. observation: `text` (the page's elements),
-    `screenshot` (a PNG) or `both`. calls: `tools` offers the actions as tools, and the oracle and the random player call
-    them. positions: whether every element is told with its middle. partial: whether the page's own reward is paid, from 0
-    to 1, where it gives part marks. max_turns: turns after which the episode is truncated. browser: the path of a
-    Chromium or Chrome.
+    `screenshot` (a PNG) or `both`. calls: `tools` offers the actions as tools, and the oracle and the random player
+    call them; with `text` they write lines. positions: whether every element is told with its middle. partial: whether
+    the page's own reward is paid, from 0 to 1, where it gives part marks. max_turns: turns after which the episode is
+    truncated. browser: the path of a Chromium or Chrome.
     """
 
     version = "1"
@@ -56,7 +59,7 @@ class MiniWoB(Environment):
 
     def __init__(
         self, tasks: str = "", observation: str = "text", calls: str = "text", positions: bool = False,
-        partial: bool = False, max_turns: int = 12, browser: str = "",
+        partial: bool = False, max_turns: int = 16, browser: str = "",
     ) -> None:  # fmt: skip
         if observation not in OBSERVATIONS:
             raise ValueError(f"unknown observation {observation!r}: take {', '.join(OBSERVATIONS)}")
@@ -84,25 +87,27 @@ class MiniWoB(Environment):
         told = f"Task: {start.utterance}"
         if self.refs:
             told += f"\n\n{start.look.text}"
-        info = {"web_task": self.name, "utterance": start.utterance, "problem": start.problem, "drawn": start.drawn}
+        info = {"web_task": self.name, "utterance": start.utterance, "drawn": start.drawn}
         messages = (Message("system", self._rules(start.size)), self._message(told))
         return Observation(messages), info
 
     async def step(self, action: Action) -> tuple[Any, ...]:
         commands = parse(action)
         if not commands:
-            return VOID.format(example="click(1)" if self.refs else "click(80, 120)", place=self._place()), 0.0, False
+            example = "click(1)" if self.refs else "click(80, 120)"
+            return VOID.format(example=example, place=self._place()), 0.0, False
         page = self._ready()
-        self.look, trouble = await self._do(lambda: page.act(commands))
+        look, trouble = await self._do(lambda: page.act(commands))
+        self.look = look
         info: dict[str, Any] = {"web_task": self.name}
         if trouble:
             info["trouble"] = trouble
-        if not self.look.done:
+        if not look.done:
             text = f"Not done: {trouble}." if trouble else "" if self.refs else "Done."
             if self.refs:
-                text = f"{text}\n{self.look.text}".strip()
+                text = f"{text}\n{look.text}".strip()
             return Observation((self._message(text),)), 0.0, False, info
-        raw = self.look.raw
+        raw = look.raw
         won = raw >= WON
         reward = max(0.0, min(1.0, raw)) if self.partial and not won else float(won)
         info |= {"raw_reward": raw, "won": won}
@@ -116,7 +121,7 @@ class MiniWoB(Environment):
 
     async def oracle(self) -> Action:  # type: ignore[override]
         if self.name not in ORACLES:
-            raise NotImplementedError(f"{self.name} has no oracle: gymrl.envs.web_pages.tasks.ORACLES lists those that do")
+            raise NotImplementedError(f"{self.name} has no oracle: tasks='oracle' takes those that have one")
         page = self._ready()
         found = await self._do(lambda: page.oracle(self.name, not self.refs))
         return self._said([_command(each) for each in found])
@@ -131,6 +136,10 @@ class MiniWoB(Environment):
             return self._said([Command("type", ((ref,),), (rng.choice(WORDS),))])
         return self._said([Command("click", ((ref,),))])
 
+    def describe_image(self, image: bytes) -> str:
+        """The page as text, for the `image_to_text` wrapper."""
+        return self.look.text if self.look is not None else ""
+
     async def close(self) -> None:
         if self.keeper is not None and self.page is not None:
             lease, self.page = self.page.lease, None
@@ -142,7 +151,7 @@ class MiniWoB(Environment):
         """The page of this environment; a new one where there is none, or its browser is gone."""
         if self.keeper is None:
             self.keeper = shared_keeper(self.browser)
-        if self.page is not None and self.page.lease.dead:
+        if self.page is not None and (self.page.lease.dead or self.page.begun >= PAGE_LIFE):
             lease, self.page = self.page.lease, None
             await self.keeper.call(lease.give_back)
         if self.page is None:
@@ -162,8 +171,8 @@ class MiniWoB(Environment):
             return await self.keeper.call(work)
         except BaseException:
             if self.page is not None:
-                lease, self.page = self.page.lease, None
-                await self.keeper.call(lease.give_back)
+                self.page.lease.drop()
+                self.page = None
             raise
 
     def _message(self, text: str) -> Message:
@@ -189,6 +198,3 @@ class MiniWoB(Environment):
 def _command(found: dict[str, Any]) -> Command:
     targets = tuple(tuple(int(part) for part in target) for target in found.get("targets", ()))
     return Command(found["name"], targets, tuple(found.get("texts", ())), int(found.get("number", 0)))
-
-
-__all__ = ["MiniWoB", "Refusal"]

@@ -68,7 +68,9 @@ class Command:
             else:
                 arguments = {"points": [part for target in self.targets for part in target]}
         elif self.targets:
-            arguments = dict(zip(("ref",) if len(self.targets[0]) == 1 else ("x", "y"), self.targets[0], strict=True))
+            arguments = dict(
+                zip(("ref",) if len(self.targets[0]) == 1 else ("x", "y"), self.targets[0], strict=True)
+            )
         if self.name == "select":
             arguments["options"] = list(self.texts)
         elif self.texts:
@@ -86,8 +88,8 @@ class Refusal:
 
 
 def parse(action: Action) -> list[Command | Refusal]:
-    """The commands of a turn, in order: its tool calls, or else the lines of its last code block, or else the lines at its
-    end that have the form of an action. Empty where there is none of these."""
+    """The commands of a turn, in order: its tool calls, or else the lines of its last code block, or else the lines at
+    its end that have the form of an action. Empty where there is none of these."""
     if action.tool_calls:
         return [_of_call(call) for call in action.tool_calls[:MOST_ACTIONS]]
     return [_of_line(line) for line in lines_of(action.text)[:MOST_ACTIONS]]

@@ -51,13 +51,17 @@ class Page:
         self.lease, self.positions, self.images = lease, positions, images
         self.page = lease.page
         self.size = (160, 210)
+        self.begun = 0
 
     async def begin(self, task: str, seed: str, split: str, scattered: bool) -> Start:
         """Load a task's page and draw from the seed until a page of the split is found (`scattered`: the task has pages
         enough to be split). Raises EnvironmentFault where there is none."""
-        await self.page.goto(page_url(task))
         low, high = SPLIT_SHARES[split] if scattered else (0, 100)
-        asked = {"seed": seed, "low": low, "high": high, "draws": DRAWS, "split": f"miniwob/{task}", "at": self.positions}
+        asked = {
+            "seed": seed, "low": low, "high": high, "draws": DRAWS, "split": f"miniwob/{task}", "at": self.positions,
+        }  # fmt: skip
+        self.begun += 1
+        await self.page.goto(page_url(task))
         found = await self.page.evaluate("(asked) => gymrl.begin(asked)", asked)
         if not found["owned"]:
             raise EnvironmentFault(f"none of {DRAWS} pages of {task} belongs to {split}")
@@ -78,7 +82,9 @@ class Page:
             if isinstance(command, Command) and command.name == "wait":
                 ms = command.number or WAIT_MS
             script = "(ms) => { gymrl.advance(ms); return READ ? gymrl.read() : WOB_DONE_GLOBAL; }"
-            found = await self.page.evaluate(script.replace("READ", "true" if number == last else "false"), ms)
+            found = await self.page.evaluate(
+                script.replace("READ", "true" if number == last else "false"), ms
+            )
             if found is True:
                 found = None
                 break
@@ -90,7 +96,9 @@ class Page:
         """What the oracle would do now, as the script says it; with `coordinates` it names no references."""
         if not await self.page.evaluate("() => Boolean(gymrl.oracle)"):
             await self.page.evaluate(_oracle_script())
-        found = await self.page.evaluate("([task, points]) => gymrl.oracle(task, points)", [task, coordinates])
+        found = await self.page.evaluate(
+            "([task, points]) => gymrl.oracle(task, points)", [task, coordinates]
+        )
         return list(found)
 
     async def _with_image(self, look: Look) -> Look:
@@ -111,15 +119,23 @@ class Page:
             if why:
                 return why
             points.append(point)
-        if command.name == "drag" and len(command.targets[0]) == 1 and command.targets[0] == command.targets[-1]:
-            points = [(x, y) for x, y in await self.page.evaluate("(ref) => gymrl.corners(ref)", command.targets[0][0])]
+        if (
+            command.name == "drag"
+            and len(command.targets[0]) == 1
+            and command.targets[0] == command.targets[-1]
+        ):
+            points = [
+                (x, y)
+                for x, y in await self.page.evaluate("(ref) => gymrl.corners(ref)", command.targets[0][0])
+            ]
         return str(await getattr(self, f"_{command.name}")(command, points) or "")
 
     async def _point(self, target: Target) -> tuple[tuple[float, float], str]:
         if len(target) == 2:
             x, y = target
             inside = x < self.size[0] and y < self.size[1]
-            return (x, y), "" if inside else f"{x}, {y} is outside of the page, which is {self.size[0]} x {self.size[1]}"
+            width, height = self.size
+            return (x, y), "" if inside else f"{x}, {y} is outside of the page, which is {width} x {height}"
         found = await self.page.evaluate("(ref) => gymrl.reach(ref)", target[0])
         return (found.get("x", 0.0), found.get("y", 0.0)), found.get("error", "")
 

@@ -1,8 +1,8 @@
 """Runs Chromium and buries it: `python reaper.py PROFILE CHROMIUM FLAGS...`.
 
-Chromium is a tree of processes, and whoever kills its root leaves the others to whatever process adopts orphans, which in a
-container is often nobody. This one adopts and reaps them. It stands between playwright and Chromium, passes on the
-debugging pipe (descriptors 3 and 4), keeps Chromium in a process group of its own, writes that group's number to
+Chromium is a tree of processes, and whoever kills its root leaves the others to whatever process adopts orphans, which
+in a container is often nobody. This one adopts and reaps them. It stands between playwright and Chromium, passes on
+the debugging pipe (descriptors 3 and 4), keeps Chromium in a process group of its own, writes that group's number to
 PROFILE/group, and when Chromium ends, or its own parent does, it kills what is left and removes PROFILE. It imports
 nothing of ours, as it has to start quickly.
 """

@@ -9,7 +9,12 @@ from pathlib import Path
 
 from gymrl.envs.records import stable_hash
 
-TASKS: tuple[str, ...] = tuple(
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+TASKS: tuple[str, ...] = _names(
     """
     ascending-numbers bisect-angle book-flight book-flight-nodelay buy-ticket choose-date choose-date-easy
     choose-date-medium choose-date-nodelay choose-list circle-center click-button click-button-sequence
@@ -30,12 +35,13 @@ TASKS: tuple[str, ...] = tuple(
     sign-agreement simple-algebra simple-arithmetic social-media social-media-all social-media-some stock-market
     terminal text-editor text-transform tic-tac-toe unicode-test use-autocomplete use-autocomplete-nodelay
     use-colorwheel use-colorwheel-2 use-slider use-slider-2 use-spinner visual-addition
-    """.split()
+    """
 )
 """Every task that MiniWoB++ 1.1 registers."""
 
 ORACLES: frozenset[str] = frozenset(
-    """
+    _names(
+        """
     ascending-numbers choose-date choose-date-easy choose-date-medium choose-date-nodelay choose-list
     circle-center click-button click-button-sequence click-checkboxes click-checkboxes-large
     click-checkboxes-transfer click-collapsible click-collapsible-2 click-collapsible-2-nodelay
@@ -47,16 +53,19 @@ ORACLES: frozenset[str] = frozenset(
     grid-coordinate guess-number highlight-text identify-shape login-user multi-orderings navigate-tree
     odd-or-even read-table scroll-text scroll-text-2 simple-algebra simple-arithmetic text-transform
     unicode-test use-autocomplete use-autocomplete-nodelay use-slider use-slider-2 use-spinner visual-addition
-    """.split()
+    """
+    )
 )
 """The tasks that the oracle plays (`oracle.js`)."""
 
 FEW_PAGES: frozenset[str] = frozenset(
-    """
+    _names(
+        """
     click-button-sequence click-menu-2 click-test click-test-2 click-test-transfer count-sides drag-cube
     focus-text focus-text-2 form-sequence-3 generate-number grid-coordinate guess-number hot-cold
     number-checkboxes terminal tic-tac-toe use-colorwheel use-colorwheel-2 use-spinner
-    """.split()
+    """
+    )
 )
 """Tasks with fewer than 30 pages, as text: too few to be split, so that all splits draw from all of them."""
 
@@ -65,7 +74,7 @@ DEFAULT: tuple[str, ...] = tuple(name for name in TASKS if name in ORACLES - FEW
 
 
 def task_names(text: str) -> tuple[str, ...]:
-    """The tasks of a list with commas between; `all` and `oracle` stand for many. Raises ValueError for an unknown one."""
+    """The tasks of a list with commas between, in which `all` and `oracle` stand for many. Raises ValueError."""
     found: list[str] = []
     for name in (part.strip() for part in text.split(",")):
         if name in ("all", "oracle"):
@@ -83,7 +92,7 @@ def task_names(text: str) -> tuple[str, ...]:
 
 @cache
 def pages_folder() -> Path:
-    """The folder of MiniWoB++'s pages. The package itself is not imported: that would need selenium. Raises ImportError."""
+    """The folder of MiniWoB++'s pages; importing the package would take selenium. Raises ImportError."""
     spec = importlib.util.find_spec("miniwob")
     if spec is None or not spec.submodule_search_locations:
         raise ImportError("No module named 'miniwob'")
