@@ -21,6 +21,7 @@ from gymrl.agents.players import Job, ScriptedAgent
 from gymrl.agents.rollout import rollout
 from gymrl.envs import Action, MissingExtra, ToolCall, make
 from gymrl.envs.check import Settings, check
+from gymrl.envs.registry import EnvEntry
 from gymrl.envs.workers import EnvPool
 
 pytest.importorskip("bfcl_eval")
@@ -534,6 +535,9 @@ def test_without_the_package_the_mend_is_named(monkeypatch):
             with pytest.raises(MissingExtra, match=words) as caught:
                 importlib.reload(family)
             assert "pip install --no-deps bfcl-eval==2026.3.23" in str(caught.value)
+            with pytest.raises(MissingExtra) as passed_on:
+                EnvEntry(ID, lambda: importlib.reload(family).env, extra="tool-calling").cls()
+            assert str(passed_on.value) == str(caught.value)
     importlib.reload(family)
 
 
