@@ -35,6 +35,8 @@ CALL_SECONDS = 60.0
 CLOSE_SECONDS = 10.0
 VIEWPORT = {"width": 400, "height": 680}
 
+DEBIAN = "/usr/lib/chromium/chromium"
+"""What Debian's /usr/bin/chromium, a script of many steps, starts in the end."""
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "headless_shell")
 MEND = (
     "install it (Debian and Ubuntu: apt-get install chromium), or name another Chromium or Chrome in GYMRL_CHROMIUM "
@@ -64,8 +66,7 @@ def find_chromium(browser: str = "") -> str:
         if path is None:
             raise EnvironmentFault(f"there is no browser at {named!r}: {MEND}")
         return path
-    # Debian's /usr/bin/chromium is a script of many steps around this one.
-    for name in ("/usr/lib/chromium/chromium", *NAMES):
+    for name in (DEBIAN, *NAMES):
         if path := shutil.which(name):
             return path
     raise EnvironmentFault(f"web pages need Chromium, and there is none: {MEND}")
