@@ -66,11 +66,12 @@ class Exchange:
         await self._turnstile.enter()
         return await self._in_thread(work)
 
-    async def turn(self, begin: Callable[[], Callable[[], T]], size: int) -> T:
-        """The result of a turn. begin: sends a request of so many bytes, and returns what waits for the outcome."""
+    async def turn(self, begin: Callable[[], Callable[[bool], T]], size: int) -> T:
+        """The result of a turn. begin: sends a request of so many bytes, and returns what waits for the outcome and is
+        told whether that is there."""
         await self._turnstile.enter()
         if size > SHORT or not self.alive:
-            return await self._in_thread(lambda: begin()())
+            return await self._in_thread(lambda: begin()(False))
         try:
             finish = begin()
         except BaseException:
@@ -80,12 +81,12 @@ class Exchange:
         try:
             quick = await readable(self.worker.control.fileno(), QUICK)
         except BaseException:  # cancelled: the turn goes on to its end all the same
-            self._threads.submit(self._whole, finish)
+            self._threads.submit(self._whole, lambda: finish(False))
             raise
         if not quick:
-            return await self._in_thread(finish)
+            return await self._in_thread(lambda: finish(False))
         try:
-            return finish()
+            return finish(True)
         finally:
             self._turnstile.leave()
 

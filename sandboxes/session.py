@@ -12,6 +12,8 @@ from gymrl.sandboxes.inside import protocol
 from gymrl.sandboxes.pool import check_timeout
 from gymrl.sandboxes.worker import Outcome, Stream, Worker
 
+USUAL = Limits()
+
 
 class PoolSession(Session):
     """One run at a time. The memory, file and disk limits of the first run after a start hold until the next start.
@@ -34,7 +36,7 @@ class PoolSession(Session):
         check_timeout(timeout)
         self._check()
         source = (b"c" if self.checkpoint else b"-") + code.encode("utf-8", "surrogatepass")
-        bounds = limits or Limits()
+        bounds = limits or USUAL
         return await self._exchange.turn(lambda: self._begin(source, timeout, bounds), len(source))
 
     async def reset(self) -> None:
@@ -117,7 +119,7 @@ class PoolSession(Session):
             self._stop()
             raise
 
-    def _begin(self, source: bytes, timeout: float, limits: Limits) -> Callable[[], Result]:
+    def _begin(self, source: bytes, timeout: float, limits: Limits) -> Callable[[bool], Result]:
         worker = self._start(limits)
         start = time.monotonic()
         try:
@@ -125,12 +127,12 @@ class PoolSession(Session):
         except BaseException:
             self._stop()
             raise
-        return lambda: self._finish(worker, nonce, start, timeout)
+        return lambda ready: self._finish(worker, nonce, start, timeout, ready)
 
-    def _finish(self, worker: Worker, nonce: bytes, start: float, timeout: float) -> Result:
+    def _finish(self, worker: Worker, nonce: bytes, start: float, timeout: float, ready: bool) -> Result:
         try:
             deadline = start + timeout + workers.GRACE
-            end, reason = workers.attend(worker, self._exchange.streams, nonce, deadline)
+            end, reason = workers.attend(worker, self._exchange.streams, nonce, deadline, ready)
         except BaseException:
             self._stop()
             raise

@@ -153,7 +153,7 @@ class PoolShell(ShellSession):
         else:
             self._exchange.stop()
 
-    def _begin(self, text: bytes, timeout: float, limits: Limits) -> Callable[[], Result]:
+    def _begin(self, text: bytes, timeout: float, limits: Limits) -> Callable[[bool], Result]:
         worker = self._start()
         self._exchange.begin(limits.output)
         start = time.monotonic()
@@ -162,12 +162,12 @@ class PoolShell(ShellSession):
         except BaseException:
             self._exchange.stop()
             raise
-        return lambda: self._finish(worker, nonce, start, timeout)
+        return lambda ready: self._finish(worker, nonce, start, timeout, ready)
 
-    def _finish(self, worker: Worker, nonce: bytes, start: float, timeout: float) -> Result:
+    def _finish(self, worker: Worker, nonce: bytes, start: float, timeout: float, ready: bool) -> Result:
         try:
             deadline = start + timeout + workers.GRACE
-            end, reason = workers.attend(worker, self._exchange.streams, nonce, deadline)
+            end, reason = workers.attend(worker, self._exchange.streams, nonce, deadline, ready)
         except BaseException:
             self._exchange.stop()
             raise
