@@ -11,38 +11,59 @@ from gymrl.envs.records import ToolCall
 
 LONGEST = 1_000_000
 """Characters of a call's arguments as JSON."""
-_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
+DEEPEST = 100
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _BARE = re.compile(r"([\w./:-]{1,100})\s*(\{.*\})?", re.DOTALL)
 
 
 def from_text(text: str, names: Collection[str]) -> tuple[ToolCall, ...]:
     """The complete `<tool_call>{"name": ..., "arguments": {...}}</tool_call>` of a text, or the one call that the whole
     text is, as a tool's name and its arguments in JSON: `get_balance {"owner": "Ann"}`."""
-    found = []
-    if "</tool_call>" in text:
-        for body in _CALL.findall(text[:LONGEST]):
-            data = _object(body)
-            if data is not None and isinstance(data.get("name"), str):
-                arguments = data.get("arguments", {})
-                if isinstance(arguments, dict):
-                    found.append(ToolCall(data["name"], arguments))
+    found: list[ToolCall] = []
+    *before, _ = text.split(CLOSE)
+    for part in before:
+        _, mark, body = part.rpartition(OPEN)
+        data = _object(body) if mark and len(body) <= LONGEST else None
+        if data is not None and isinstance(data.get("name"), str):
+            arguments = data.get("arguments", {})
+            if isinstance(arguments, dict):
+                found.append(ToolCall(data["name"], arguments))
+    if before:
         return tuple(found)
     bare = _BARE.fullmatch(text.strip()) if len(text) <= LONGEST else None
     if bare is None or bare[1] not in names:
         return ()
-    arguments = _object(bare[2] or "{}")
-    return () if arguments is None else (ToolCall(bare[1], arguments),)
+    data = _object(bare[2] or "{}")
+    return () if data is None else (ToolCall(bare[1], data),)
 
 
-def fault(arguments: Any) -> str:
-    """Why arguments cannot be sent to a server; '' where they can."""
+def sendable(arguments: Any) -> dict[str, Any] | str:
+    """The arguments as JSON keeps them, or why they cannot be sent to a server."""
+    if not _is_flat(arguments):
+        return f"the arguments are nested more than {DEEPEST} deep"
     try:
-        size = len(json.dumps(dict(arguments), allow_nan=False, ensure_ascii=False).encode())
+        text = json.dumps(dict(arguments), allow_nan=False, ensure_ascii=False)
+        size = len(text.encode())
     except UnicodeEncodeError:
         return "the arguments are not UTF-8"
     except (TypeError, ValueError, RecursionError):
         return "the arguments are not JSON"
-    return f"the arguments have {size} bytes, the most is {LONGEST}" if size > LONGEST else ""
+    if size > LONGEST:
+        return f"the arguments have {size} bytes, the most is {LONGEST}"
+    return json.loads(text)  # type: ignore[no-any-return]
+
+
+def _is_flat(value: Any) -> bool:
+    """Whether a value is nested no more than DEEPEST deep."""
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list, tuple))
+        ]  # fmt: skip
+        if not level:
+            return True
+    return False
 
 
 def _object(text: str) -> dict[str, Any] | None:

@@ -90,6 +90,7 @@ class Connection:
         self.instructions = ""
         self._client: Client | None = None
         self._errors: IO[bytes] | None = None
+        self._last = ""
         self._living: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -131,15 +132,17 @@ class Connection:
     async def _live(self, ready: asyncio.Future[Client]) -> None:
         try:
             with contextlib.ExitStack() as stack:
-                async with Client(self._server(stack), cache=None) as client:
-                    ready.set_result(client)
-                    await self._end.wait()
+                try:
+                    async with Client(self._server(stack), cache=None) as client:
+                        ready.set_result(client)
+                        await self._end.wait()
+                finally:
+                    self._last, self._errors = self._last_words(), None
         except Exception as error:  # after the start whoever calls finds out
             if not ready.done():
                 ready.set_exception(error)
         finally:
             _LOOP.closed += 1
-            self._errors = None
 
     def _server(self, stack: contextlib.ExitStack) -> Any:
         spec = self.spec
@@ -195,11 +198,13 @@ class Connection:
         return _outcome(result)
 
     async def _close(self) -> None:
-        self._client = None
+        client, self._client = self._client, None
         living, self._living = self._living, None
         if living is None:
             return
         self._end.set()
+        if client is None:  # it is still starting
+            living.cancel()
         if not living.done():
             _, still = await asyncio.wait([living], timeout=CLOSE_SECONDS)
             if still:
@@ -213,7 +218,7 @@ class Connection:
     def _last_words(self) -> str:
         """The end of what the server wrote to its standard error, as the end of a sentence."""
         if self._errors is None:
-            return ""
+            return self._last
         size = os.fstat(self._errors.fileno()).st_size
         text = os.pread(self._errors.fileno(), 2000, max(0, size - 2000)).decode(errors="replace")
         last = " ".join(text.split())[-300:]

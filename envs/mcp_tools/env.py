@@ -11,7 +11,7 @@ from typing import Any
 from gymrl.envs.environment import Environment
 from gymrl.envs.gym import EnvironmentFault
 from gymrl.envs.marks import answer
-from gymrl.envs.mcp_tools.calls import fault, from_text
+from gymrl.envs.mcp_tools.calls import from_text, sendable
 from gymrl.envs.mcp_tools.checks import made, right_answer, right_result
 from gymrl.envs.mcp_tools.files import FileTasks
 from gymrl.envs.mcp_tools.problems import Accounts
@@ -125,10 +125,11 @@ class Mcp(Environment):
         if call.name not in self._names:
             known = ", ".join(self._names) or "none"
             return self._result(f"Error: there is no tool {call.name[:60]!r}. There are: {known}.", call)
-        if trouble := fault(call.arguments):
-            return self._result(f"Error: {trouble}.", call)
+        arguments = sendable(call.arguments)
+        if isinstance(arguments, str):
+            return self._result(f"Error: {arguments}.", call)
         assert self.connection is not None
-        use = Use(call.name, dict(call.arguments))
+        use = Use(call.name, arguments)
         try:
             outcome = await self.connection.call(use, self.tool_timeout)
         except self.too_long:
@@ -208,7 +209,7 @@ class Mcp(Environment):
 
     def random_action(self, rng: random.Random) -> str | Action:
         if not self.offered or rng.random() < 0.3:
-            return f"<answer>{rng.randrange(500)}</answer>"
+            return f"<answer>{rng.randrange(1000)}</answer>"
         tool = rng.choice(self.offered)
         words = [word.strip(".,?!'\"") for word in self.asked.prompt.split()] or ["x"]
         arguments = {

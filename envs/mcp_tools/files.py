@@ -39,8 +39,12 @@ class FileTasks:
         stamp = place.stat()
         self.server, self.by_split = _load(str(place.resolve()), stamp.st_size, stamp.st_mtime_ns)
         self.sizes = {split: len(found) for split, found in self.by_split.items()}
+        if not any(self.sizes.values()):
+            raise ValueError(
+                f"{path} holds no task: write [[task]], or a task a line, with a prompt and a check"
+            )
         if not self.sizes["train"]:
-            raise ValueError(f'{path} has no task for training: give one split = "train"')
+            raise ValueError(f"{path} has no task for training: give one the split 'train'")
 
     def draw(self, task: TaskSpec, rng: random.Random) -> McpTask:
         return self.by_split[task.split][task.index]

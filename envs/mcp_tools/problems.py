@@ -27,7 +27,7 @@ Drawn = tuple[str, list[Use], int, Money]
 
 
 class Accounts:
-    """A bank of four to six owners for each task. No task is in two splits."""
+    """A bank of four to six owners for each task. No prompt is in two splits."""
 
     server = SERVER
 
@@ -37,7 +37,7 @@ class Accounts:
     def draw(self, task: TaskSpec, rng: random.Random) -> McpTask:
         for _ in range(MAX_DRAWS):
             drawn = _draw(rng)
-            if task.owns(drawn.problem()):
+            if task.owns(drawn.prompt):
                 return drawn
         raise EnvironmentFault(f"no task for {task.split} in {MAX_DRAWS} draws")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 
@@ -55,10 +55,19 @@ class McpTask:
 
     def problem(self) -> str:
         """All that makes the task another one than others, as a text."""
-        parts = asdict(self)
-        for name in ("id", "solution", "said", "where"):
-            del parts[name]
+        parts = (
+            self.prompt, _plain(self.answer), [*map(_call, self.setup)], [*map(_call, self.must_call)],
+            [(_call(check.use), _plain(check.expected)) for check in self.state],
+        )  # fmt: skip
         return json.dumps(parts, sort_keys=True)
+
+
+def _call(use: Use) -> tuple[Any, ...]:
+    return use.tool, dict(use.arguments)
+
+
+def _plain(expected: Expected) -> tuple[Any, ...]:
+    return expected.kind, expected.value, expected.tolerance
 
 
 @dataclass(frozen=True)
