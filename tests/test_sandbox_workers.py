@@ -116,7 +116,9 @@ async def test_a_session_whose_worker_dies_says_so_and_starts_afresh(backend: st
     box = opened(backend)
     session = await box.session()
     await session.run("x = 1")
-    os.kill(session._worker.process.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+    process = session._worker.process  # type: ignore[attr-defined]
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(30)
     with pytest.raises(SandboxFault, match="died"):
         await session.run("x")
     assert (await session.run("'x' in globals()")).value == "False"
