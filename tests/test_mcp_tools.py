@@ -16,7 +16,7 @@ import pytest
 from gymrl.agents.players import Job, ScriptedAgent
 from gymrl.agents.rollout import rollout
 from gymrl.envs import Action, EnvironmentFault, ToolCall, make
-from gymrl.envs.check import Settings, check
+from gymrl.envs.check import LAWS, Settings, check
 from gymrl.envs.mcp_tools.calls import from_text, sendable
 from gymrl.envs.mcp_tools.checks import made, number, right_answer, right_result
 from gymrl.envs.mcp_tools.problems import KINDS, Accounts, _draw
@@ -530,7 +530,24 @@ def test_without_the_package_the_extra_is_named():
     assert 'pip install "gymrl[mcp]"' in done.stdout
 
 
+def test_tasks_are_the_same_in_any_process():
+    code = (
+        "from gymrl.envs.mcp_tools.problems import Accounts\nfrom gymrl.envs.records import TaskSpec, stable_hash\n"
+        "specs = [TaskSpec.make('gymrl/Mcp-v0', '1', s, i) for s in ('train', 'val', 'test') for i in range(20)]\n"
+        "print(stable_hash([Accounts().draw(spec, spec.rng()).problem() for spec in specs]))"
+    )
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True,
+            check=True,
+        ).stdout
+        for seed in ("0", "42")
+    ]  # fmt: skip
+    assert said[0] == said[1] != ""
+
+
 def test_it_keeps_the_laws():
     quick = Settings(seconds=0.3, tasks=6, garbage=60, split_tasks=40, resets=32)
-    report = check(ID, settings=quick)
+    laws = [law for law in LAWS if law != "worlds"]  # three processes more, which import mcp for seconds
+    report = check(ID, laws=laws, settings=quick)
     assert report.sound, [verdict for verdict in report.verdicts if verdict.faults]
