@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from gymrl.envs.records import Message, Observation, Tool
+
+OPENINGS = 64
+"""First prompts that a renderer keeps."""
 
 
 class RenderingFault(ValueError):
@@ -27,7 +31,7 @@ class Prompt:
 
 
 class Renderer:
-    """Renders conversations for one tokenizer. Stateless; `Conversation` holds one episode's state."""
+    """Renders conversations for one tokenizer. `Conversation` holds one episode's state."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int] = ()) -> None:
         """Raises RenderingFault if the tokenizer has no chat template or no end-of-turn token."""
@@ -37,6 +41,7 @@ class Renderer:
                 "instruction-tuned form"
             )
         self.tokenizer = tokenizer
+        self._openings: OrderedDict[Hashable, tuple[str, tuple[int, ...]]] = OrderedDict()
         ids = [*stop_ids, *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])]
         self.stop_ids = tuple(dict.fromkeys(int(i) for i in ids))
         if not self.stop_ids:
@@ -55,6 +60,19 @@ class Renderer:
         except Exception as error:  # jinja raises whatever the template's author chose
             raise RenderingFault(f"the chat template refused the conversation: {error}") from error
         return str(rendered)
+
+    def opening(self, messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[str, tuple[int, ...]]:
+        """The text and the ids of a first prompt. The last ones are kept: the episodes of a group begin alike, and
+        the schemas of many tools take milliseconds."""
+        key = (tuple((m.role, m.text, bool(m.images)) for m in messages), repr(tools))
+        if key in self._openings:
+            self._openings.move_to_end(key)
+            return self._openings[key]
+        text = self.text(messages, tools)
+        self._openings[key] = text, self.encode(text)
+        if len(self._openings) > OPENINGS:
+            self._openings.popitem(last=False)
+        return self._openings[key]
 
     def encode(self, text: str) -> tuple[int, ...]:
         # The Rust tokenizer itself: its Python front costs several times as much as a short text's encoding.
@@ -92,9 +110,14 @@ class Conversation:
         """Append an observation and give the prompt for the next turn."""
         self.messages.extend(observation.messages)
         self.tools = observation.tools or self.tools
-        text = self.renderer.text(self.messages, self.tools)
-        new_ids = self._extension(text)
-        extends = new_ids is not None
+        new_ids: tuple[int, ...] | None
+        if self.segment < 0:
+            text, new_ids = self.renderer.opening(self.messages, self.tools)
+            extends, self.segment = False, 0
+        else:
+            text = self.renderer.text(self.messages, self.tools)
+            new_ids = self._extension(text)
+            extends = new_ids is not None
         if new_ids is None:
             new_ids = self.renderer.encode(text)
             self.segment += 1
@@ -116,7 +139,7 @@ class Conversation:
     def _extension(self, text: str) -> tuple[int, ...] | None:
         """The ids that `text` adds to what was seen and said; None where it is not an exact continuation, as with
         templates that rewrite history."""
-        if self.segment < 0 or not text.startswith(self._seen):
+        if not text.startswith(self._seen):
             return None
         rest = self.renderer.encode(text[len(self._seen) :])
         if self._stopped is None:

@@ -42,6 +42,25 @@ def test_a_conversation_is_the_concatenation_of_what_was_shown_and_said():
     assert r.decode(second.ids) == r.text(messages, ())
 
 
+def test_a_kept_opening_is_what_rendering_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gymrl.agents.rendering.OPENINGS", 2)
+    r = renderer()
+    tool = Tool("run", "Runs code.")
+    starts = [
+        Observation((Message("user", f"What is {n} + 34?"),), tools)
+        for n in (12, 34)
+        for tools in ((), (tool,))
+    ]
+    for start in starts * 2:
+        for _ in range(2):
+            prompt = Conversation(r).observe(start)
+            assert prompt.ids == r.encode(r.text(start.messages, start.tools))
+    assert len(r._openings) == 2
+    picture = Observation((Message("user", "What is 34 + 34?", images=(b"png",)),), (tool,))
+    with pytest.raises(RenderingFault, match="text only"):
+        Conversation(r).observe(picture)
+
+
 @settings(max_examples=50)
 @given(st.lists(st.lists(st.integers(3, 300), max_size=12), min_size=1, max_size=4), st.booleans())
 def test_any_sampled_ids_are_kept_as_they_are(turns, stops):
