@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sys
+import textwrap
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from gymrl.cli import check
 from gymrl.cli.values import parameters
 
 if TYPE_CHECKING:
-    from gymrl.envs.records import Observation, TaskSpec
+    from gymrl.envs.records import Observation, TaskSpec, Tool
     from gymrl.envs.workers import EnvHandle, EnvPool
 
 T = TypeVar("T")
@@ -124,17 +125,18 @@ def _watch(pool: EnvPool, handle: EnvHandle, task: TaskSpec, run: Any) -> None:
     observation, _ = run(handle.reset(task))
     total, turn = 0.0, 0
     while True:
-        _show(observation)
+        _show(observation, 100)
         action = run(handle.oracle())
         typer.secho("oracle:", bold=True)
-        typer.echo(_indented(action.text))
+        if action.text:
+            typer.echo(_indented(action.text))
         for call in action.tool_calls:
             typer.echo(_indented(f"{call.name}({dict(call.arguments)})"))
         result = run(handle.step(action))
         turn, total, observation = turn + 1, total + result.reward, result.observation
         typer.echo(f"[turn {turn}: reward {result.reward:g}]")
         if result.terminated or result.truncated:
-            _show(observation)
+            _show(observation, 100)
             _finish(total, pool.success_reward, result.terminated, turn)
             return
 
@@ -197,12 +199,22 @@ def _finish(total: float, wanted: float, terminated: bool, turns: int) -> None:
     typer.echo(f"{verdict} after {turns} turn{'s' * (turns != 1)}, reward {total:g}")
 
 
-def _show(observation: Observation) -> None:
+def _show(observation: Observation, most: int = 4000) -> None:
+    """Descriptions of tools are cut after `most` characters."""
     for message in observation.messages:
         typer.secho(f"{message.role}:", bold=True)
         typer.echo(_indented(message.text + "".join(" [image]" for _ in message.images)))
     for tool in observation.tools:
-        typer.echo(_indented(f"tool {tool.name}: {tool.description}"))
+        typer.echo(
+            _indented(f"{_signature(tool)}: {textwrap.shorten(tool.description, most, placeholder=' ...')}")
+        )
+
+
+def _signature(tool: Tool) -> str:
+    """The tool's name and its arguments; those that may be left out have a question mark."""
+    needed = tool.parameters.get("required", ())
+    arguments = tool.parameters.get("properties", {})
+    return f"tool {tool.name}({', '.join(name + '?' * (name not in needed) for name in arguments)})"
 
 
 def _indented(text: str) -> str:
