@@ -11,10 +11,11 @@ from __future__ import annotations
 import argparse
 import time
 
+from common import NAME, alternate, quickstart  # isort: skip  # before torch: it sets how OpenMP waits
+
 import numpy as np
 import torch
 from accelerate import Accelerator
-from common import NAME, alternate, quickstart
 from torch.nn.functional import cross_entropy
 
 from gymrl.rl.batches import TokenSequence, cut, make_batch
