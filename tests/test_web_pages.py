@@ -403,7 +403,7 @@ def test_a_page_that_hangs_is_given_up() -> None:
 
 @needs_chromium
 def test_what_is_opened_is_closed_and_counted() -> None:
-    keeper = Keeper(find_chromium(), "")
+    keeper = Keeper(find_chromium())
 
     async def two() -> int:
         leases = [await keeper.call(keeper.lease, 240), await keeper.call(keeper.lease, 240)]

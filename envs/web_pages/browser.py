@@ -33,6 +33,8 @@ START_SECONDS = 120.0
 CALL_SECONDS = 60.0
 """What one call may take: a reset or a step with all its actions."""
 CLOSE_SECONDS = 10.0
+AT_ONCE = 8
+"""Calls that are under way at once; others wait their turn, and their time limit does not run meanwhile."""
 VIEWPORT = {"width": 400, "height": 680}
 
 DEBIAN = "/usr/lib/chromium/chromium"
@@ -48,7 +50,8 @@ FLAGS = (
     "--disable-default-apps", "--disable-dev-shm-usage", "--disable-breakpad", "--metrics-recording-only",
     "--mute-audio", "--password-store=basic", "--use-mock-keychain", "--disable-background-timer-throttling",
     "--disable-backgrounding-occluded-windows", "--disable-renderer-backgrounding", "--disable-hang-monitor",
-    "--disable-popup-blocking", "--disable-features=Translate,BackForwardCache,MediaRouter,OptimizationHints",
+    "--disable-popup-blocking",
+    "--disable-features=Translate,BackForwardCache,ProactivelySwapBrowsingInstance,RenderDocument,PaintHolding",
     "--hide-scrollbars", "--force-color-profile=srgb", "--font-render-hinting=none",
     # The flight tasks are a page inside a page, both of files.
     "--allow-file-access-from-files", "--disable-site-isolation-trials",
@@ -75,14 +78,16 @@ def find_chromium(browser: str = "") -> str:
 class Chromium:
     """A running browser. All methods run on the keeper's loop."""
 
-    def __init__(self, executable: str, script: str) -> None:
-        self.executable, self.script = executable, script
+    def __init__(self, executable: str) -> None:
+        self.executable = executable
         self.profile = Path()
         self.group = 0
         self.dead = ""
         self.playwright: Any = None
         self.browser: Any = None
         self.context: Any = None
+        self.root: Any = None
+        self._opening = asyncio.Lock()
 
     async def start(self) -> None:
         """Raises EnvironmentFault where it does not start."""
@@ -104,13 +109,22 @@ class Chromium:
                 viewport=VIEWPORT, locale="en-US", timezone_id="UTC", offline=True, accept_downloads=False,
                 service_workers="block",
             )  # fmt: skip
-            await self.context.add_init_script(self.script)
+            await self.context.add_init_script(path=Path(__file__).with_name("page.js"))
+            self.root = await self.context.new_page()
         except BaseException as error:
             await self.close()
             if not isinstance(error, Exception):
                 raise
             said = " ".join(str(error).split())[:300]
             raise EnvironmentFault(f"{self.executable} does not start ({said}): {MEND}") from error
+
+    async def open_page(self) -> Any:
+        """A new page, in a window of its own."""
+        async with self._opening, self.context.expect_page() as opened:
+            await self.root.evaluate(
+                "([width, height]) => gymrl.openWindow(width, height)", list(VIEWPORT.values())
+            )
+        return await opened.value
 
     def bury(self, reason: str) -> None:
         """Mark it as dead and kill what is left of it."""
@@ -144,13 +158,14 @@ def _keep_its_hands_off_random() -> None:
 class Keeper:
     """The thread that keeps one browser. `counts` tells how many browsers and pages were opened and closed."""
 
-    def __init__(self, executable: str, script: str) -> None:
-        self.executable, self.script = executable, script
+    def __init__(self, executable: str) -> None:
+        self.executable = executable
         self.counts = {"browsers opened": 0, "browsers closed": 0, "pages opened": 0, "pages closed": 0}
         self.chromium: Chromium | None = None
         self.leases = 0
         self.pid = os.getpid()
         self._starting = asyncio.Lock()
+        self._turns = asyncio.Semaphore(AT_ONCE)
         self._idle: asyncio.TimerHandle | None = None
         self._burials: set[asyncio.Task[None]] = set()
         self.loop = asyncio.new_event_loop()
@@ -164,7 +179,8 @@ class Keeper:
 
     async def _guarded(self, work: Callable[[], Awaitable[T]], seconds: float) -> T:
         try:
-            return await asyncio.wait_for(work(), seconds)
+            async with self._turns:
+                return await asyncio.wait_for(work(), seconds)
         except EnvironmentFault:
             raise
         except TimeoutError:
@@ -189,11 +205,11 @@ class Keeper:
                 if self.chromium is not None and self.chromium.dead:
                     await self._end()
                 if self.chromium is None:
-                    chromium = Chromium(self.executable, self.script)
+                    chromium = Chromium(self.executable)
                     await chromium.start()
                     self.counts["browsers opened"] += 1
                     self.chromium = chromium
-            lease = Lease(self, self.chromium, await self.chromium.context.new_page())
+            lease = Lease(self, self.chromium, await self.chromium.open_page())
         except BaseException:
             self._returned()
             raise
@@ -268,6 +284,5 @@ def shared_keeper(browser: str = "") -> Keeper:
     with _LOCK:
         key = (os.getpid(), executable)
         if key not in _KEEPERS:
-            script = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
-            _KEEPERS[key] = Keeper(executable, script)
+            _KEEPERS[key] = Keeper(executable)
         return _KEEPERS[key]

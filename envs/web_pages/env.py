@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 from gymrl.envs.environment import Environment
 from gymrl.envs.gym import EnvironmentFault
 from gymrl.envs.records import Action, Message, Observation, Tool
-from gymrl.envs.web_pages.browser import Keeper, shared_keeper
+from gymrl.envs.web_pages.browser import CALL_SECONDS, START_SECONDS, Keeper, shared_keeper
 from gymrl.envs.web_pages.grammar import Command, parse, tools
-from gymrl.envs.web_pages.page import Look, Page
+from gymrl.envs.web_pages.page import Look, Page, Start
 from gymrl.envs.web_pages.tasks import DEFAULT, FEW_PAGES, ORACLES, page_seed, pages_folder, task_names
 
 if importlib.util.find_spec("playwright") is None:
@@ -25,6 +25,8 @@ OBSERVATIONS = ("text", "screenshot", "both")
 CALLS = ("text", "tools")
 WON = 0.9
 """The page's own reward from which an episode is won. It is 1 for all tasks but those that measure a distance."""
+RESET_SECONDS = START_SECONDS + CALL_SECONDS
+"""What a reset may take, in which the browser may have to start."""
 PAGE_LIFE = 25
 """Episodes after which a page is replaced: playwright keeps what it knows of every load until then."""
 WORDS = ("OK", "Alice", "42", "blue", "hello", "2016-05-17", "a", "x9")
@@ -79,10 +81,15 @@ class MiniWoB(Environment):
         self.name = self.names[self.task.index % len(self.names)]
         number = self.task.index // len(self.names)
         seed = page_seed(self.task.env, self.task.version, self.task.split, number, self.name)
-        page = await self._page()
-        start = await self._do(
-            lambda: page.begin(self.name, seed, self.task.split, self.name not in FEW_PAGES)
-        )
+        scattered = self.name not in FEW_PAGES
+        if self.keeper is None:
+            self.keeper = shared_keeper(self.browser)
+
+        async def begin() -> Start:
+            page = await self._page()
+            return await page.begin(self.name, seed, self.task.split, scattered)
+
+        start = await self._do(begin, RESET_SECONDS)
         self.look = start.look
         told = f"Task: {start.utterance}"
         if self.refs:
@@ -148,15 +155,14 @@ class MiniWoB(Environment):
     # -- helpers ---------------------------------------------------------------------------------------
 
     async def _page(self) -> Page:
-        """The page of this environment; a new one where there is none, or its browser is gone."""
-        if self.keeper is None:
-            self.keeper = shared_keeper(self.browser)
+        """The page of this environment; a new one where there is none, its browser is gone, or it is worn. On the
+        keeper's loop."""
+        assert self.keeper is not None
         if self.page is not None and (self.page.lease.dead or self.page.begun >= PAGE_LIFE):
             lease, self.page = self.page.lease, None
-            await self.keeper.call(lease.give_back)
+            await lease.give_back()
         if self.page is None:
-            lease = await self.keeper.call(self.keeper.lease, 240.0)
-            self.page = Page(lease, self.positions, self.observation != "text")
+            self.page = Page(await self.keeper.lease(), self.positions, self.observation != "text")
         return self.page
 
     def _ready(self) -> Page:
@@ -164,11 +170,11 @@ class MiniWoB(Environment):
             raise EnvironmentFault("the page is closed: call reset() first")
         return self.page
 
-    async def _do(self, work: Callable[[], Awaitable[T]]) -> T:
+    async def _do(self, work: Callable[[], Awaitable[T]], seconds: float = CALL_SECONDS) -> T:
         """Do something with the page. One that failed, or was cancelled in the middle, is not used again."""
         assert self.keeper is not None
         try:
-            return await self.keeper.call(work)
+            return await self.keeper.call(work, seconds)
         except BaseException:
             if self.page is not None:
                 self.page.lease.drop()

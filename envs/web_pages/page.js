@@ -3,7 +3,7 @@
 (() => {
   'use strict';
   const START = Date.UTC(2026, 0, 1);
-  const native = { Date, setTimeout: window.setTimeout.bind(window) };
+  const native = { Date, setTimeout: window.setTimeout.bind(window), open: window.open.bind(window) };
 
   // ---- the clock ---------------------------------------------------------------------------------------------------
   let now = 0, timerIds = 0;
@@ -230,6 +230,7 @@
 
   function walk(el, depth, out) {
     if (HIDDEN_IDS.has(el.id) || SKIPPED.has(el.tagName) || out.length > 400) return;
+    if (el.matches('.ui-dialog > .ui-resizable-handle')) return;  // eight edges that no task is about
     const put = (text) => out.push('  '.repeat(depth) + text);
     if (el.tagName === 'IFRAME') {
       let inner = null;
@@ -439,7 +440,10 @@
     return {};
   }
 
-  window.gymrl = { advance, begin, read, reach, field, setValue, selectAll, choose, scroll, shortcut, utterance, tree,
+  // A window of its own: pages behind others in one window get a frame a second, and their mouse waits for it.
+  const openWindow = (width, height) => { native.open('about:blank', '_blank', `popup,width=${width},height=${height}`); };
+
+  window.gymrl = { openWindow, advance, begin, read, reach, field, setValue, selectAll, choose, scroll, shortcut, utterance, tree,
     corners,
     ref, known: (el) => refs.has(el), clean };
 })();
