@@ -275,6 +275,12 @@ def test_a_call_that_takes_too_long_is_told_and_the_server_lives(tmp_path):
         assert time.monotonic() < deadline
         env.reset(options={"index": 0})
     env.close()
+    env = started(tmp_path, tool_timeout=2.0, fresh=False)
+    pid = int(env.step(call("pid"))[0].text)
+    assert "longer" in env.step(call("nap", milliseconds=600_000))[0].text
+    env.reset(options={"index": 0})  # with another server, for this one is at the nap for long
+    assert gone(pid)
+    env.close()
 
 
 def test_a_server_that_dies_makes_the_episode_invalid_and_the_next_one_has_another(tmp_path):

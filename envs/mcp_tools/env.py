@@ -65,13 +65,15 @@ class Mcp(Environment):
         self.tool_timeout, self.start_timeout = tool_timeout, start_timeout
         self.connection: Connection | None = None
         self.offered: tuple[Tool, ...] = ()
+        self.busy = False
+        """Whether the server may still be at a call that nobody waits for any more."""
 
     async def reset(self) -> Observation:
         self.asked: McpTask = self.source.draw(self.task, self.rng)
         self.uses: list[Use] = []
         """The agent's calls that did not fail."""
         self.planned = 0
-        if self.connection is not None and self.fresh:
+        if self.connection is not None and (self.fresh or self.busy):
             await self._disconnect()
         if self.connection is None:
             connection = self.connect(self.spec, self.start_timeout)
@@ -133,6 +135,7 @@ class Mcp(Environment):
         try:
             outcome = await self.connection.call(use, self.tool_timeout)
         except self.too_long:
+            self.busy = True
             return self._result(f"Error: the call took longer than {self.tool_timeout:g} s.", call)
         if not outcome.failed:
             self.uses.append(use)
@@ -232,7 +235,7 @@ class Mcp(Environment):
         await self._disconnect()
 
     async def _disconnect(self) -> None:
-        connection, self.connection = self.connection, None
+        connection, self.connection, self.busy = self.connection, None, False
         if connection is not None:
             await connection.close()
 

@@ -95,7 +95,8 @@ def _topped(rng: random.Random, money: Money) -> Drawn:
 
 
 def _richest(rng: random.Random, money: Money) -> Drawn:
-    prompt = f"What is the highest balance among the owners, of whom {rng.choice(list(money))} is one?"
+    one, other = rng.sample(list(money), 2)
+    prompt = f"What is the highest balance at the bank of {one} and {other}?"
     return prompt, [Use("list_owners"), *_look(*sorted(money))], max(money.values()), money
 
 
