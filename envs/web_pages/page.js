@@ -325,22 +325,46 @@
   async function settled() {  // what loads in its own time: the child page of the flight tasks, images
     for (let waited = 0; WOB_TASK_READY === false && waited < 15000; waited += 20) await new Promise((go) => native.setTimeout(go, 20));
     const images = [...document.images].filter((image) => !image.complete);
-    await Promise.all(images.map((image) => image.decode().catch(() => null)));
+    const loaded = (image) => new Promise((go) => { image.addEventListener('load', go); image.addEventListener('error', go); });
+    await Promise.race([Promise.all(images.map(loaded)), new Promise((go) => native.setTimeout(go, 15000))]);
+  }
+
+  const pictures = [];  // those that styles name, kept so that they are there at once wherever they are used
+
+  async function preloaded() {
+    const found = new Set();
+    for (const sheet of document.styleSheets) {
+      for (const rule of sheet.cssRules) {
+        for (const [, url] of rule.cssText.matchAll(/url\("([^"]+\.(?:png|gif|jpe?g|svg))"\)/g)) found.add(new URL(url, sheet.href || location.href).href);
+      }
+    }
+    for (const url of found) {
+      const picture = new Image();
+      picture.src = url;
+      pictures.push(picture);
+    }
+    await Promise.all(pictures.map((picture) => picture.decode().catch(() => null)));
+  }
+
+  async function look() {
+    await settled();
+    return read();
   }
 
   async function begin({ seed, low, high, draws, split, at }) {
     core.EPISODE_MAX_TIME = 1e9;
     positions = false;
+    await preloaded();
     let drawn = 0, owned = false;
     for (; drawn < draws && !owned; drawn++) {
       refs = new WeakMap(); elements = new Map();
       Math.seedrandom(seed + '/' + drawn);
       core.startEpisodeReal();
       advance(500);
+      await settled();
       const share = hash(split + '\n' + utterance() + '\n' + tree()) % 100;
       owned = low <= share && share < high;
     }
-    await settled();
     refs = new WeakMap(); elements = new Map(); positions = at;
     const { width, height } = document.getElementById('wrap').getBoundingClientRect();
     return { ...read(), utterance: utterance(), owned, drawn, problem: hash(utterance() + '\n' + tree()), width, height };
@@ -443,7 +467,7 @@
   // A window of its own: pages behind others in one window get a frame a second, and their mouse waits for it.
   const openWindow = (width, height) => { native.open('about:blank', '_blank', `popup,width=${width},height=${height}`); };
 
-  window.gymrl = { openWindow, advance, begin, read, reach, field, setValue, selectAll, choose, scroll, shortcut, utterance, tree,
+  window.gymrl = { openWindow, advance, begin, look, reach, field, setValue, selectAll, choose, scroll, shortcut, utterance, tree,
     corners,
     ref, known: (el) => refs.has(el), clean };
 })();

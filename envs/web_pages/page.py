@@ -88,7 +88,7 @@ class Page:
             ms = ACTION_MS
             if isinstance(command, Command) and command.name == "wait":
                 ms = command.number or WAIT_MS
-            script = "(ms) => { gymrl.advance(ms); return READ ? gymrl.read() : WOB_DONE_GLOBAL; }"
+            script = "(ms) => { gymrl.advance(ms); return READ ? gymrl.look() : WOB_DONE_GLOBAL; }"
             found = await self.page.evaluate(
                 script.replace("READ", "true" if number == last else "false"), ms
             )
@@ -96,7 +96,7 @@ class Page:
                 found = None
                 break
         if not isinstance(found, dict):
-            found = await self.page.evaluate("() => gymrl.read()")
+            found = await self.page.evaluate("() => gymrl.look()")
         return await self._with_image(_look(found)), trouble
 
     async def oracle(self, task: str, coordinates: bool) -> list[dict[str, Any]]:
