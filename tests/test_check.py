@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +152,23 @@ def test_a_hang_is_ended_and_named() -> None:
     report = check("faulty/Hangs-v0", laws=["endings"], settings=settings)
     fault = report.verdict("endings").faults[0]
     assert "came no further for 3 s" in fault.what and fault.where == "train 3"
+
+
+def test_a_killed_check_leaves_no_process_behind(tmp_path: Path) -> None:
+    code = "from gymrl.envs.check import check; check('gymrl/CodeInterpreter-v0')"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL) as caller:
+        children = Path(f"/proc/{caller.pid}/task/{caller.pid}/children")
+        deadline = time.monotonic() + 120
+        while not (probes := children.read_text().split()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        while (
+            b"laws" not in (command := Path(f"/proc/{probes[0]}/cmdline")).read_bytes()
+        ):  # before it executes
+            time.sleep(0.05)
+        caller.kill()
+    while command.exists() and command.read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not command.exists() or not command.read_bytes()
 
 
 def test_wrong_use_names_the_mend() -> None:

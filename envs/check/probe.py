@@ -7,6 +7,7 @@ import functools
 import importlib
 import json
 import os
+import signal
 import sys
 import time
 from dataclasses import asdict
@@ -20,6 +21,7 @@ from gymrl.envs.check.records import Settings, Subject
 from gymrl.envs.processes import import_path
 from gymrl.envs.records import TaskSpec
 from gymrl.envs.registry import entry, register
+from gymrl.sandboxes.inside import syscalls
 
 BOOT = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1])['path']; "
@@ -39,12 +41,16 @@ def job_of(subject: Subject) -> dict[str, Any]:
 
 
 def command(job: dict[str, Any]) -> list[str]:
-    return [sys.executable, "-c", BOOT, json.dumps(job)]
+    return [sys.executable, "-c", BOOT, json.dumps({**job, "caller": os.getpid()})]
 
 
 def main() -> None:
     """Do the job given as JSON in the first argument; write JSON lines to its `fd`."""
     job = json.loads(sys.argv[1])
+    # Whoever asked may be killed; an environment that is being tried must not go on for minutes after that.
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != job["caller"]:
+        return
     os.dup2(2, 1)  # what an environment prints is not for the table
     with os.fdopen(job["fd"], "w", encoding="utf-8", buffering=1) as out:
         before = globals.state()
