@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from gymrl.cli import check
+from gymrl.cli import check, serve
 from gymrl.cli.values import parameters
 
 if TYPE_CHECKING:
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 app = typer.Typer(
-    help="List, describe, play, check and make environments.", no_args_is_help=True, rich_markup_mode=None
+    help="List, describe, play, check, serve and make environments.", no_args_is_help=True, rich_markup_mode=None
 )
 app.command("check")(check.check)
+app.command("serve")(serve.serve)
 
 EnvId = Annotated[
     str, typer.Argument(metavar="ID", help="The environment's id, such as gymrl/CodeInterpreter-v0.")

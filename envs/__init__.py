@@ -45,4 +45,6 @@ register("gymrl/GuiNavigation-v0", "gymrl.envs.gui_navigation.env:GuiNavigation"
 register("gymrl/Mcp-v0", "gymrl.envs.mcp_tools.env:Mcp", extra="mcp")
 register("gymrl/ToolCalling-v0", "gymrl.envs.tool_calling.env:ToolCalling", extra="tool-calling")
 register("gymrl/MiniWoB-v0", "gymrl.envs.web_pages.env:MiniWoB", extra="web")
+register("gymrl/Gymnasium-v0", "gymrl.envs.adapters.gymnasium:GymnasiumText")
+register("gymrl/OpenEnv-v0", "gymrl.envs.adapters.openenv:OpenEnv", extra="openenv")
 registered()  # finds the environments of installed packages

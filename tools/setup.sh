@@ -76,7 +76,7 @@ install_base() {
 
 install_test() {
     stamped test && return
-    local extras=dev,textworld,web,tool-calling,reasoning-gym,math,gui,mcp,parquet,docker,peft links=()
+    local extras=dev,textworld,web,tool-calling,reasoning-gym,math,gui,mcp,openenv,parquet,docker,peft links=()
     command -v cc > /dev/null || command -v gcc > /dev/null || debian "TextWorld's interpreter, which is compiled," gcc libc6-dev
     if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null && ! PATH=$PATH:/usr/sbin command -v dockerd > /dev/null; then
         # The docker sandbox is tested against an engine of the tests' own; without one they are skipped.
@@ -102,6 +102,10 @@ install_test() {
     # Its own requirements weigh 6.4 GB, need an older numpy, and serve nothing that the tool calling tasks use.
     pip_install "bfcl-eval could not be installed: check the connection and what pip said above, then call this again" \
         --no-deps bfcl-eval==2026.3.23
+    # Of what it requires, gradio is of no use here and wants an older pillow; fastmcp it imports.
+    pip_install "fastmcp could not be installed: check the connection and what pip said above, then call this again" "fastmcp>=4.1,<5"
+    pip_install "openenv-core could not be installed: check the connection and what pip said above, then call this again" \
+        --no-deps openenv-core==0.3.0
     stamp test
 }
 

@@ -1,0 +1,1 @@
+"""Worlds of others as environments of ours, and ours served to others: Gymnasium and OpenEnv."""
