@@ -41,6 +41,7 @@ async def _check(backend: str, only: str, shell: bool) -> int:
     if not attacks:
         raise ValueError(f"no attack has {only!r} in its name: leave --only away to see them all")
     box = open_sandbox(backend, workers=1)
+    described = box.description
     if shell:
         box = ShellSandbox(box)
     stopped = 0
@@ -56,6 +57,7 @@ async def _check(backend: str, only: str, shell: bool) -> int:
     print(
         f"{stopped} of {len(attacks)} stopped by the sandbox {box.backend!r}{' in a shell' if shell else ''}"
     )
+    print(described)
     return 0 if stopped == len(attacks) else 1
 
 

@@ -140,6 +140,11 @@ class Sandbox(abc.ABC):
 
     backend: str
 
+    @property
+    def description(self) -> str:
+        """The backend, and how it does what it can do in more than one way."""
+        return self.backend
+
     @abc.abstractmethod
     async def run(self, code: str, timeout: float = 5.0, limits: Limits | None = None) -> Result:
         """Run a Python program. Raises SandboxFault if the sandbox failed, ValueError for a bad time-out."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from gymrl.sandboxes import cgroup
 from gymrl.sandboxes import worker as workers
 from gymrl.sandboxes.base import (
     Limits,
@@ -38,6 +39,8 @@ class PoolSandbox(Sandbox):
     needed; one that dies is replaced: the call in flight raises SandboxFault, the next one works.
     """
 
+    _group: cgroup.Cgroup | None = None
+
     def __init__(self, tier: str, size: int | None = None, preload: Sequence[str] = ()) -> None:
         if size is not None and size < 1:
             raise ValueError(f"a sandbox has one worker or more, not {size}")
@@ -54,7 +57,19 @@ class PoolSandbox(Sandbox):
 
     def open_worker(self, size: int = 0, names: int = 0) -> Worker:
         """A new worker. size, names: bytes and files of a working tree that it is to have room for."""
-        return Worker(self.tier, self.preload, self.packages)
+        worker = Worker(self.tier, self.preload, self.packages, size)
+        self._group = worker.group
+        return worker
+
+    @property
+    def description(self) -> str:
+        """The backend and what bounds the memory of the worker that was opened last."""
+        look = "a look at the processes 25 times a second"
+        if self._group is not None:
+            return f"{self.backend}: memory by cgroup (version {self._group.version}) and {look}"
+        if self.tier == "namespaces":
+            return f"{self.backend}: memory by {look} (no cgroup: {cgroup.reason()})"
+        return f"{self.backend}: memory by {look}"
 
     def probe(self) -> None:
         """Build a worker, which stays in the pool. Raises SandboxUnavailable, naming what failed and the mend."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from gymrl.sandboxes import cgroup
 from gymrl.sandboxes.base import KilledBy, Limits, SandboxFault, SandboxUnavailable
 from gymrl.sandboxes.inside import protocol
 
@@ -110,26 +111,32 @@ class Stream:
 class Worker:
     """One worker process of a tier and its control socket. Not safe for two threads at once.
 
-    preload: modules that it imports before any program, from the folders `packages`. Raises SandboxUnavailable if it
-    cannot be started.
+    preload: modules that it imports before any program, from the folders `packages`. tree: bytes of the working tree
+    that it will hold. Raises SandboxUnavailable if it cannot be started.
     """
 
     process: Any
     """The worker's process, or what looks like one."""
     log: IO[bytes]
     folder: str
+    group: cgroup.Cgroup | None = None
+    """What bounds the memory of the worker and all that runs in it; None: only the worker's own look at it does."""
     _finalizer: weakref.finalize[..., Any]
 
-    def __init__(self, tier: str, preload: tuple[str, ...] = (), packages: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, tier: str, preload: tuple[str, ...] = (), packages: tuple[str, ...] = (), tree: int = 0
+    ) -> None:
         if not sys.platform.startswith("linux"):
             raise SandboxUnavailable(f"the sandbox {tier!r} needs Linux: run gymrl in a Linux container here")
         self.tier, self.owner = tier, os.getpid()
         self.control, theirs = socket.socketpair()
         self.folder = "" if tier == "namespaces" else tempfile.mkdtemp(prefix="gymrl-sandbox-")
         self.log = tempfile.TemporaryFile()  # noqa: SIM115  (closed by _end)
+        self.group = cgroup.make() if tier == "namespaces" else None
+        doors = (self.group.door(), self.group.counter()) if self.group else ()
         config = {
             "tier": tier, "folder": self.folder, "control": theirs.fileno(), "packages": packages, "preload": preload,
-            "parent": 0 if tier == "namespaces" else self.owner, "house": str(HOUSE),
+            "parent": 0 if tier == "namespaces" else self.owner, "house": str(HOUSE), "cgroup": doors,
         }  # fmt: skip
         with theirs:
             # Not -I but what it stands for: the environment is ours anyway, and a fixed hash seed makes a
@@ -144,14 +151,25 @@ class Worker:
                 "utf8",
                 str(HOUSE / "inside" / "start.py"),
             ]
-            self.process = subprocess.Popen(
-                [*command, json.dumps(config)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self.log,
-                cwd="/", env={"PYTHONHASHSEED": "0"}, pass_fds=(theirs.fileno(),), start_new_session=True,
-            )  # fmt: skip
+            try:
+                self.process = subprocess.Popen(
+                    [*command, json.dumps(config)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                    stderr=self.log, cwd="/", env={"PYTHONHASHSEED": "0"}, pass_fds=(theirs.fileno(), *doors),
+                    start_new_session=True,
+                )  # fmt: skip
+            except BaseException:
+                if self.group is not None:
+                    self.group.remove()
+                raise
+            finally:
+                for door in doors:
+                    os.close(door)
         self._finalizer = weakref.finalize(
-            self, _end, self.owner, self.process, self.control, self.log, self.folder
+            self, _end, self.owner, self.process, self.control, self.log, self.folder, self.group
         )
         self._await_ready()
+        if self.group is not None:
+            self.ceiling, self.bounded = cgroup.Ceiling(self.group.used(), tree), 0
 
     def _await_ready(self) -> None:
         self.control.settimeout(START)
@@ -181,6 +199,8 @@ class Worker:
 
     def begin(self, kind: bytes, fds: list[int], code: bytes, timeout: float, limits: Limits) -> bytes:
         """Send a request; the nonce that its outcome must bear. Raises SandboxFault if the worker is dead."""
+        if self.group is not None:
+            self._bound(self.group, self.ceiling.above(kind, limits, len(code)))
         nonce = os.urandom(protocol.NONCE)
         head = protocol.REQUEST.pack(
             timeout, limits.memory, limits.file_size, limits.disk, limits.processes, limits.output, len(code)
@@ -193,6 +213,19 @@ class Worker:
         except OSError:
             raise self.fault() from None
         return nonce
+
+    def _bound(self, group: cgroup.Cgroup, size: int) -> None:
+        """Set the ceiling on memory, where it is not what it was."""
+        if size == self.bounded:
+            return
+        try:
+            if size < self.bounded and group.used() > size:
+                return  # what the last run left is still on its way out: the next request tries again
+            group.bound(size)
+            self.bounded = size
+        except OSError:
+            if size > self.bounded:  # programs would be stopped too early
+                raise self.fault() from None
 
     def ask(
         self, kind: bytes, code: bytes = b"", fds: tuple[int, ...] = (), limits: Limits | None = None
@@ -241,7 +274,12 @@ class Worker:
 
 
 def _end(
-    owner: int, process: subprocess.Popen[bytes], control: socket.socket, log: IO[bytes], folder: str
+    owner: int,
+    process: subprocess.Popen[bytes],
+    control: socket.socket,
+    log: IO[bytes],
+    folder: str,
+    group: cgroup.Cgroup | None,
 ) -> None:
     control.close()
     log.close()
@@ -252,6 +290,8 @@ def _end(
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    if group is not None:
+        group.remove()
     if folder:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -116,6 +116,8 @@ class Shell:
             cause, status = self.await_status(bash, request, end)
         except (Broken, OSError):
             cause, status = protocol.ENDED, None
+        if cause == protocol.ENDED and self.watch.struck():
+            cause, status = protocol.MEMORY, None
         if status is not None:
             if self.watch.ended_all({bash.pid}, PATIENCE):
                 return Outcome(protocol.DONE, status), nonce
@@ -167,6 +169,7 @@ class Shell:
     def tidy(self) -> None:
         """What is left to do once the outcome is sent: start a bash after a reset, or hear which folder the bash is in
         and what its exported variables are."""
+        self.watch.struck()  # whatever was killed since is no matter of the next command
         if self.waits:  # for a new bash, since a reset: whoever asked for that need not
             self.waits = False
             self.start()

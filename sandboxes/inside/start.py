@@ -2,7 +2,8 @@
 
 tier, folder (scratch), control (descriptor of the control socket, the path of a socket to listen on, or '' for standard
 input and output), parent (process id, or 0), packages (folders to import from), preload (modules to import
-beforehand), house (the folder of gymrl.sandboxes).
+beforehand), house (the folder of gymrl.sandboxes), cgroup (where there is one, two descriptors: written to to enter it,
+and what counts the processes that the kernel killed in it).
 """
 
 from __future__ import annotations
@@ -37,6 +38,11 @@ def listen(path: str) -> socket.socket:
 
 
 def main(config: dict[str, object]) -> None:
+    doors = config.get("cgroup") or ()
+    assert isinstance(doors, list | tuple)
+    if doors:
+        os.write(doors[0], b"0")
+        os.close(doors[0])
     house(str(config["house"]))
     from gymrl.sandboxes.inside import relay, shells, tiers, turns  # noqa: F401  ( imported before the jail closes)
     from gymrl.sandboxes.inside.jail import JailError
@@ -65,7 +71,7 @@ def main(config: dict[str, object]) -> None:
                 )
         warm_up()
         tiers.arm(tier)
-        zygote = Zygote(control, tier, int(str(config["parent"])))
+        zygote = Zygote(control, tier, int(str(config["parent"])), *doors[1:])
     except JailError as error:
         sys.exit(str(error))
     try:

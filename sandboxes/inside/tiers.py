@@ -59,6 +59,16 @@ class Tier:
     def temporary(self) -> str:
         return jail.TEMPORARY if self.alone else f"{self.folder}/tmp"
 
+    def score(self) -> int:
+        """A descriptor of this process's oom_score_adj: 1000 is killed first where memory runs out. Children inherit
+        it."""
+        before = sc.prctl(sc.PR_GET_DUMPABLE)
+        sc.prctl(sc.PR_SET_DUMPABLE, 1)  # after a change of users /proc is root's otherwise
+        try:
+            return os.open("self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC, dir_fd=self.proc)
+        finally:
+            sc.prctl(sc.PR_SET_DUMPABLE, before == 1)
+
     def prepare(self, disk: int) -> None:
         """Empty folders for a run that may fill `disk` bytes, if they are not there already."""
         if self.disk == disk:

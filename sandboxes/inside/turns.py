@@ -101,6 +101,8 @@ class Turns:
         end = time.monotonic() + request.timeout
         cause = self.zygote.attend(runs.channel.fileno(), end, request, keep, runs.questions)
         reply = self.reply(runs.channel, request.output, end) if cause == protocol.ENDED else None
+        if cause == protocol.ENDED and self.watch.struck():
+            cause, reply = protocol.MEMORY, None
         if reply is not None and (reply.cause == protocol.DONE or not checkpoint):
             self.current = runs
             if checkpoint:
@@ -297,6 +299,7 @@ class Turns:
 
     def tidy(self) -> None:
         """What is left to do of a turn that went well, once its outcome is sent."""
+        self.watch.struck()  # whatever was killed since is no matter of the next turn
         done, self.done = self.done, None
         if not self.untidy:
             return

@@ -14,10 +14,11 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 class Watch:
     """Over the processes below this one. proc: a descriptor of /proc. alone: this is process 1 of a namespace, so that
-    whatever else /proc shows belongs to the run."""
+    whatever else /proc shows belongs to the run. kills: a descriptor of the cgroup's count of processes that the kernel
+    killed for memory (-1: there is no cgroup)."""
 
-    def __init__(self, proc: int, alone: bool) -> None:
-        self.proc, self.alone = proc, alone
+    def __init__(self, proc: int, alone: bool, kills: int = -1) -> None:
+        self.proc, self.alone, self.kills, self.killed = proc, alone, kills, 0
         self.baseline = self.memory([os.getpid()])
 
     def read(self, path: str) -> str:
@@ -88,6 +89,14 @@ class Watch:
     def used(self, pids: Collection[int]) -> int:
         """The same beyond what each process had when it was forked from this one."""
         return max(0, self.memory(pids) - len(pids) * self.baseline)
+
+    def struck(self) -> bool:
+        """Whether the kernel has killed a process for memory since this was last asked."""
+        if self.kills < 0:
+            return False
+        before, text = self.killed, os.pread(self.kills, 512, 0)
+        self.killed = int(text[text.index(b"oom_kill ") + 9 :].split(maxsplit=1)[0])
+        return self.killed != before
 
     def open_files(self, pids: Collection[int]) -> int:
         """Bytes in files that these processes hold open and that have no name any more."""

@@ -51,11 +51,16 @@ class Outcome:
 
 
 class Zygote:
-    """Serves one control socket until its other end is closed. parent: the caller's process id (0: it is not seen)."""
+    """Serves one control socket until its other end is closed. parent: the caller's process id (0: it is not seen).
+    kills: a descriptor of what counts the processes that the kernel killed for memory (-1: no cgroup)."""
 
-    def __init__(self, control: socket.socket, tier: Tier, parent: int) -> None:
+    def __init__(self, control: socket.socket, tier: Tier, parent: int, kills: int = -1) -> None:
         self.control, self.tier, self.parent = control, tier, parent
-        self.watch = Watch(tier.proc, tier.alone)
+        self.watch = Watch(tier.proc, tier.alone, kills)
+        self.score, self.usual = -1, b""
+        if kills >= 0:
+            self.score = tier.score()
+            self.usual = os.pread(self.score, 16, 0).strip()
         self.alarm, self.armed = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def ready(self) -> None:
@@ -127,8 +132,12 @@ class Zygote:
             int(request.timeout) + 2 if request.timeout else 0,
             keeps,
         )
+        if self.score >= 0:  # the kernel is to kill the program, not the worker, where memory runs out
+            os.pwrite(self.score, b"1000", 0)
         pid = os.fork()
         if pid:
+            if self.score >= 0:
+                os.pwrite(self.score, self.usual, 0)
             return pid
         try:
             listener = confine(bounds, fds)
@@ -167,6 +176,8 @@ class Zygote:
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         self.watch.end()
         self.check_child()
+        if self.watch.struck() and cause == protocol.ENDED:
+            cause = protocol.MEMORY
         self.answer(Outcome(cause, status), nonce, start)
         self.tier.used()
         self.tier.prepare(request.disk)
@@ -223,7 +234,7 @@ class Zygote:
         pids = [pid for pid in self.watch.processes() if pid not in keep]
         if len(pids) > request.processes:
             return protocol.PROCESSES
-        if self.watch.used(pids) > request.memory:
+        if self.watch.struck() or self.watch.used(pids) > request.memory:
             return protocol.MEMORY
         if self.tier.filled(self.watch, pids) > request.disk:
             return protocol.DISK
