@@ -69,7 +69,8 @@ class PoolSandbox(Sandbox):
             return f"{self.backend}: memory by cgroup (version {self._group.version}) and {look}"
         if self.tier == "namespaces":
             return f"{self.backend}: memory by {look} (no cgroup: {cgroup.reason()})"
-        return f"{self.backend}: memory by {look}"
+        own = "the container's own limit and " if self.tier == "docker" else ""
+        return f"{self.backend}: memory by {own}{look}"
 
     def probe(self) -> None:
         """Build a worker, which stays in the pool. Raises SandboxUnavailable, naming what failed and the mend."""
