@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 _CODE_BLOCK = re.compile(r"```[ \t]*([\w+-]*)[ \t]*\n(.*?)```", re.DOTALL)
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 def code_blocks(text: str, languages: tuple[str, ...] = ("", "python", "py", "python3")) -> list[str]:
@@ -15,8 +15,22 @@ def code_blocks(text: str, languages: tuple[str, ...] = ("", "python", "py", "py
 
 def answer(text: str) -> str | None:
     """The content of the last complete `<answer>...</answer>`, stripped; None where there is none."""
-    found = _ANSWER.findall(text)
-    return found[-1].strip() if found else None
+    content = None
+    for start, end in spans(text, "<answer>", "</answer>"):
+        content = text[start + len("<answer>") : end - len("</answer>")].strip()
+    return content
+
+
+def spans(text: str, opening: str, closing: str) -> Iterator[tuple[int, int]]:
+    """Where the parts from an opening mark to the next closing one begin and end, marks included. Linear in the text's
+    length, which a regular expression is not where nothing is ever closed."""
+    at = 0
+    while (start := text.find(opening, at)) >= 0:
+        end = text.find(closing, start + len(opening))
+        if end < 0:
+            return
+        at = end + len(closing)
+        yield start, at
 
 
 def boxed(text: str) -> str | None:

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gymrl.agents.parsers import parse_action, tool_calls
+from gymrl.agents.parsers import parse_action
 from gymrl.agents.rendering import Conversation, Renderer, RenderingFault
+from gymrl.envs.calls import tool_calls
+from gymrl.envs.marks import answer, boxed, code_blocks
 from gymrl.envs.records import Message, Observation, Tool
 from gymrl.rl.tiny import make_tokenizer
 
@@ -156,4 +158,28 @@ def test_tool_calls():
         '<tool_call>{"name": "a", "arguments": []}</tool_call>',
     ):  # fmt: skip
         assert tool_calls(broken) == ()
+    quoted = '<tool_call>{"name": "say", "arguments": {"text": "</tool_call> and <tool_call>{"}} </tool_call>'
+    assert [call.arguments for call in tool_calls("<tool_call>{" + quoted)] == [
+        {"text": "</tool_call> and <tool_call>{"}
+    ]
     assert parse_action('<think><tool_call>{"name": "x"}</tool_call></think>done').tool_calls == ()
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "<tool_call>{",
+        '<tool_call>{"a":"',
+        '<tool_call>{"a":{',
+        "<think>",
+        "<answer>",
+        "```python\n",
+        "\\boxed{",
+    ],
+)
+def test_a_text_of_nothing_but_openings_is_no_action_and_does_not_hold_up_the_loop(part: str) -> None:
+    """What reads it takes a time that grows with its length, not with its square: that would be minutes."""
+    text = part * (400_000 // len(part))
+    assert parse_action(text).tool_calls == ()
+    assert answer(text) is None and boxed(text) is None
+    assert isinstance(code_blocks(text), list)

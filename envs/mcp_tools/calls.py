@@ -7,29 +7,20 @@ import re
 from collections.abc import Collection
 from typing import Any
 
+from gymrl.envs.calls import CLOSE, tool_calls
 from gymrl.envs.records import ToolCall
 
 LONGEST = 1_000_000
 """Characters of a call's arguments as JSON."""
 DEEPEST = 100
-OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _BARE = re.compile(r"([\w./:-]{1,100})\s*(\{.*\})?", re.DOTALL)
 
 
 def from_text(text: str, names: Collection[str]) -> tuple[ToolCall, ...]:
     """The complete `<tool_call>{"name": ..., "arguments": {...}}</tool_call>` of a text, or the one call that the whole
     text is, as a tool's name and its arguments in JSON: `get_balance {"owner": "Ann"}`."""
-    found: list[ToolCall] = []
-    *before, _ = text.split(CLOSE)
-    for part in before:
-        _, mark, body = part.rpartition(OPEN)
-        data = _object(body) if mark and len(body) <= LONGEST else None
-        if data is not None and isinstance(data.get("name"), str):
-            arguments = data.get("arguments", {})
-            if isinstance(arguments, dict):
-                found.append(ToolCall(data["name"], arguments))
-    if before:
-        return tuple(found)
+    if CLOSE in text:
+        return tool_calls(text)
     bare = _BARE.fullmatch(text.strip()) if len(text) <= LONGEST else None
     if bare is None or bare[1] not in names:
         return ()
