@@ -22,4 +22,4 @@ def load(parameter: str, path: str) -> Callable[..., Any]:
         ) from error
     if not callable(found):
         raise ValueError(f"{parameter} = {path!r} is a {type(found).__name__}: name a function")
-    return found  # type: ignore[no-any-return]
+    return found

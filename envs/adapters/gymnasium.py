@@ -30,14 +30,14 @@ class GymnasiumText(Environment):
 
     id: `lakes`, an example (FrozenLake-v1, not slippery, a map for every task, with an oracle), or any id that is
     registered with Gymnasium, `module:Id-v0` to import a module first. make: keyword arguments of `gymnasium.make`.
-    actions: names of a Discrete space's actions, in order, or `module:function`, from the agent's text to an action or
-    None; by default numbers, JSON, or the text itself, as the space has it. observation: `auto` (texts, numbers,
-    dicts), `ansi` (what the environment draws as text), `image` (arrays of pixels as PNG), `render` (its picture as PNG, and
-    the observation), or `module:function`, from an observation to a text. prompt: what the agent is told first. tasks:
-    `module:function`, from a TaskSpec to keyword arguments of `gymnasium.make` for that task alone. oracle:
-    `module:function`, from the unwrapped environment to its best action. success: an episode whose rewards sum to at
-    least this succeeds. max_turns: turns after which the episode is truncated. fresh: make the environment anew for
-    every episode. seed_bits: bits of the seed, 32 for environments that take no more.
+    actions: names of a Discrete space's actions, in order, or `module:function`, from the agent's text to an action
+    or None; by default numbers, JSON, or the text itself, as the space has it. observation: `auto` (texts, numbers,
+    dicts), `ansi` (what the environment draws as text), `image` (arrays of pixels as PNG), `render` (its picture as
+    PNG, and the observation), or `module:function`, from an observation to a text. prompt: what the agent is told
+    first. tasks: `module:function`, from a TaskSpec to keyword arguments of `gymnasium.make` for that task alone.
+    oracle: `module:function`, from the unwrapped environment to its best action. success: an episode whose rewards
+    sum to at least this succeeds. max_turns: turns after which the episode is truncated. fresh: make the environment
+    anew for every episode. seed_bits: bits of the seed, 32 for environments that take no more.
     """
 
     version = "1"
@@ -185,7 +185,8 @@ def make_env(env_id: str, kwargs: dict[str, Any]) -> gymnasium.Env[Any, Any]:
         env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
     except ModuleNotFoundError as error:
         module, sign, _ = env_id.partition(":")
-        if sign and error.name is not None and f"{module}.".startswith(f"{error.name}."):
+        name = getattr(error.__cause__, "name", None) or error.name
+        if sign and name is not None and f"{module}.".startswith(f"{name}."):
             raise ValueError(
                 f"{env_id!r} names the module {module!r}, which cannot be imported: install it"
             ) from error

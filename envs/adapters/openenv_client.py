@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from gymrl.envs.gym import EnvironmentFault
@@ -137,15 +137,18 @@ class Session:
         return data
 
     async def _open(self) -> ClientConnection:
-        proxy = None if _is_local(urlsplit(self.address).hostname or "") else True
+        proxy: Literal[True] | None = None if _is_local(urlsplit(self.address).hostname or "") else True
         return await connect(self.address, max_size=MESSAGE_BYTES, proxy=proxy, open_timeout=self.timeout)
 
     async def _close(self) -> None:
         socket, self._socket = self._socket, None
         if socket is not None:
             with contextlib.suppress(Exception):
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(2):  # the server ends it, as the protocol has it, or else we do
                     await socket.send('{"type": "close"}')
+                    await socket.wait_closed()
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(5):
                     await socket.close()
 
 

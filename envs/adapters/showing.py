@@ -28,7 +28,7 @@ def as_text(value: Any) -> str:
     if isinstance(value, str):
         return str(value)
     if isinstance(value, Mapping):
-        return "\n".join(f"{name}: {as_text(item)}" for name, item in value.items())
+        return "\n".join(f"{name}: {_inner(item)}" for name, item in value.items())
     return _inner(value)
 
 
