@@ -10,10 +10,13 @@ import textworld
 
 from gymrl.envs.environment import Environment
 from gymrl.envs.records import Action, Message, Observation, TaskSpec
-from gymrl.envs.textworld.games import GameSettings, forget_propositions, game_file, problem_of
+from gymrl.envs.textworld.challenges import Challenge, Cooking
+from gymrl.envs.textworld.games import forget_propositions, game_file, problem_of, settings_of
 
 INSTRUCTIONS = "You play a text game. Reply with one command."
 REWARDS = ("sparse", "balanced", "dense")
+TURNS = 12
+"""Commands in an episode of a quest, unless `max_turns` says otherwise."""
 STEPS = 1024
 """Potentials are multiples of 1/STEPS, so that sums of rewards are exact in any order."""
 
@@ -23,6 +26,15 @@ SYNONYMS = frozenset(
 )
 """Verbs that the games understand beside those they list. Verbs that save, restart or quit are not among them."""
 UNKNOWN = "That's not a verb I recognise."
+
+MADE_OF = (
+    "game", "nb_rooms", "nb_objects", "quest_length", "theme",
+    "level", "goal", "recipe", "take", "go", "open", "cook", "cut", "drop",
+)  # fmt: skip
+"""The parameters that say what a game is; the others say how it is played."""
+READ = "examine cookbook"
+TO_READ = frozenset({READ, "examine note"})
+"""Commands that tell the player of a challenge what to do."""
 
 _MARK = re.compile(r"<command>(.*?)</command>", re.DOTALL)
 _COMMAND = re.compile(r"[a-z][a-z0-9' -]{0,99}", re.IGNORECASE)
@@ -48,11 +60,18 @@ class TextWorld(Environment):
     - `dense`: max(0, 1 - d/D), that is, each right step pays 1/D and each step back costs as much;
     - `balanced`: the dense one rounded down to 0, 1/2 or 1: pay at half-way and at the end.
 
-    nb_rooms, nb_objects, quest_length (commands of the walkthrough): the size of a game. theme: `house` has rich
-    English texts, `basic` short ones with names such as box4. admissible: whether each message lists the commands
-    that would change the world now. max_turns: commands until the episode is cut. games: how many games each split
-    has, all made with the same settings (None for 2**31). looks: share of turns in which the oracle only looks
-    around (for demonstrations by a player who takes his time).
+    game: `quest`, or a challenge of TextWorld's own: `coin_collector`, `treasure_hunter`, `simple` or `cooking`. In
+    the last two, d/D is the share of the game's points that are still to get.
+    nb_rooms, nb_objects, quest_length (commands of the walkthrough): the size of a quest. theme: `house` has rich
+    English texts, `basic` short ones with names such as box4.
+    level: how hard, for coin_collector (1 to 150, 201 to 233) and treasure_hunter (1 to 30). goal: `detailed`, `brief`
+    or `none`, what the first message says of the task; not for cooking, where the cookbook says it.
+    recipe, take, go, open, cook, cut, drop: for cooking, how many ingredients, how many of them to find, how many
+    rooms (1, 6, 9, 12), and whether there are things to open, to cook, to cut, and little room in the bag.
+    admissible: whether each message lists the commands that would change the world now. max_turns: commands until
+    the episode is cut; none stands for 12 in a quest and for enough in a challenge. games: how many games each split
+    has, all made with the same settings (None for 2**31). looks: share of turns in which the oracle only looks around
+    (for demonstrations by a player who takes his time).
     """
 
     version = "1"
@@ -60,8 +79,10 @@ class TextWorld(Environment):
 
     def __init__(
         self, nb_rooms: int = 2, nb_objects: int = 4, quest_length: int = 3, rewards: str = "sparse",
-        admissible: bool = True, max_turns: int = 12, theme: str = "house", games: int | None = None,
-        looks: float = 0.0,
+        admissible: bool = True, max_turns: int | None = None, theme: str = "house", games: int | None = None,
+        looks: float = 0.0, game: str = "quest", level: int | None = None, goal: str | None = None,
+        recipe: int | None = None, take: int | None = None, go: int | None = None, open: bool | None = None,
+        cook: bool | None = None, cut: bool | None = None, drop: bool | None = None,
     ) -> None:  # fmt: skip
         if rewards not in REWARDS:
             raise ValueError(f"unknown rewards {rewards!r}: take {', '.join(REWARDS)}")
@@ -71,8 +92,20 @@ class TextWorld(Environment):
             if games < 1:
                 raise ValueError(f"games is 1 or more, or None, not {games}")
             self.sizes = dict.fromkeys(self.sizes, games)
-        self.settings = GameSettings(nb_rooms, nb_objects, quest_length, theme)
-        self.rewards, self.admissible, self.max_turns, self.looks = rewards, admissible, max_turns, looks
+        self.settings = settings_of(
+            game,
+            {
+                "nb_rooms": nb_rooms, "nb_objects": nb_objects, "quest_length": quest_length, "theme": theme,
+                "level": level, "goal": goal, "recipe": recipe, "take": take, "go": go, "open": open,
+                "cook": cook, "cut": cut, "drop": drop,
+            },
+        )  # fmt: skip
+        self.challenge = self.settings if isinstance(self.settings, Challenge) else None
+        self.tracked = self.challenge is None or self.challenge.tracked
+        self.points = self.challenge is not None and self.challenge.points
+        own = self.challenge.turns if self.challenge else TURNS
+        self.max_turns = own if max_turns is None else max_turns
+        self.rewards, self.admissible, self.looks = rewards, admissible, looks
         self.game: textworld.Environment | None = None
 
     def reset(self) -> Observation:
@@ -82,6 +115,7 @@ class TextWorld(Environment):
             infos = textworld.EnvInfos(
                 feedback=True, objective=True, won=True, lost=True, verbs=True,
                 admissible_commands=True, policy_commands=True, extras=["walkthrough"],
+                score=self.points, max_score=self.points,
             )  # fmt: skip
             self.game = textworld.start(path, infos)
         else:
@@ -92,7 +126,9 @@ class TextWorld(Environment):
         self.verbs = SYNONYMS.union(self.state["verbs"])
         self.distance = len(self.state["policy_commands"])
         self.potential = 0.0
-        text = f"{self.state['objective'].strip()}\n\n{room_text(self.state['feedback'])}"
+        self.to_say = list(self.state["extra.walkthrough"]) if not self.tracked else []
+        self.has_read = False
+        text = f"{self.state['objective'].strip()}\n\n{room_text(self.state['feedback'])}".lstrip()
         return Observation((Message("system", INSTRUCTIONS), Message("user", self._with_commands(text))))
 
     def step(self, action: Action) -> tuple[Any, ...]:
@@ -101,8 +137,10 @@ class TextWorld(Environment):
             return self._with_commands(UNKNOWN), 0.0, False
         assert self.game is not None
         self.state, _, _ = self.game.step(said)
-        won = bool(self.state["won"])
-        lost = not won and (bool(self.state["lost"]) or not self.state["policy_commands"])
+        if self.to_say and said == self.to_say[0]:
+            self.to_say.pop(0)
+        self.has_read = self.has_read or said == READ
+        won, lost = self._result()
         before, self.potential = self.potential, self._potential(won, lost)
         text = feedback_text(self.state["feedback"])
         if won or lost:
@@ -128,7 +166,7 @@ class TextWorld(Environment):
     def oracle(self) -> str:
         if self.looks and self.rng.random() < self.looks:
             return "look"
-        return str(self.state["policy_commands"][0]) if self.state["policy_commands"] else "look"
+        return self._way()
 
     def random_action(self, rng: random.Random) -> str:
         return str(rng.choice(self.state["admissible_commands"]))
@@ -137,30 +175,49 @@ class TextWorld(Environment):
         return problem_of(task, self.settings)
 
     def measure_progress(self) -> float:
-        won = bool(self.state["won"])
-        lost = not won and (bool(self.state["lost"]) or not self.state["policy_commands"])
-        return float(won) if won or lost else max(0.0, 1.0 - len(self.state["policy_commands"]) / self.distance)
+        won, lost = self._result()
+        return float(won) if won or lost else self._done()
 
     def give_hint(self) -> str:
         """The next command's verb and nothing else: where to look, not what to say."""
-        ways = self.state["policy_commands"]
-        return f"Think of the verb {str(ways[0]).split()[0]!r}." if ways else "Look around."
+        return f"Think of the verb {self._way().split()[0]!r}." if not self._result()[1] else "Look around."
 
     def close(self) -> None:
         if self.game is not None:
             self.game.close()
 
+    def _way(self) -> str:
+        """A next command on a way to win; `look` where there is none."""
+        unread = isinstance(self.settings, Cooking) and self.tracked and not self.has_read
+        if unread and READ in self.state["admissible_commands"]:
+            return READ  # what is done must be seen to follow from what was read
+        ways = self.state["policy_commands"] if self.tracked else self.to_say
+        return str(ways[0]) if ways else "look"
+
+    def _result(self) -> tuple[bool, bool]:
+        """Whether the game is won, and whether it is lost."""
+        won = bool(self.state["won"])
+        stuck = self.tracked and not self.state["policy_commands"]
+        return won, not won and (bool(self.state["lost"]) or stuck)
+
+    def _done(self) -> float:
+        """How much of the way is done, from 0 to 1."""
+        if self.points:
+            return float(self.state["score"] / self.state["max_score"])
+        return max(0.0, 1.0 - len(self.state["policy_commands"]) / self.distance)
+
     def _potential(self, won: bool, lost: bool) -> float:
         if won or lost:
             return float(won)
-        done = max(0.0, 1.0 - len(self.state["policy_commands"]) / self.distance)
         steps = {"sparse": 1, "balanced": 2, "dense": STEPS}[self.rewards]
-        return int(done * steps + 1e-9) / steps
+        return int(self._done() * steps + 1e-9) / steps
 
     def _with_commands(self, text: str) -> str:
         if not self.admissible:
             return text
-        return f"{text}\nCommands: {', '.join(filter(changes, self.state['admissible_commands']))}"
+        to_read = TO_READ if self.challenge else frozenset()
+        listed = [each for each in self.state["admissible_commands"] if changes(each) or each in to_read]
+        return f"{text}\nCommands: {', '.join(listed)}"
 
 
 def changes(command: str) -> bool:

@@ -14,8 +14,8 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from textworld.generator.data import KnowledgeBase
 from textworld.generator.inform7 import Inform7Game
 
 from gymrl.envs.records import TaskSpec, stable_hash
+from gymrl.envs.textworld.challenges import KINDS, Challenge
 
 FORMAT = 1
 """Part of every key: raise it when the same settings would give other games."""
@@ -54,7 +55,27 @@ class GameSettings:
             raise ValueError(f"unknown TextWorld theme {self.theme!r}: take {' or '.join(THEMES)}")
 
 
-def game_file(task: TaskSpec, settings: GameSettings) -> Path:
+Settings = GameSettings | Challenge
+
+
+def settings_of(game: str, params: Mapping[str, Any]) -> Settings:
+    """The settings of one kind of game: `quest` or one of the package's challenges.
+
+    `params` may hold what any kind is made of; None stands for a kind's own default. Raises ValueError for an unknown
+    kind, a value out of range, and a parameter that is not this kind's.
+    """
+    kinds: dict[str, type[Settings]] = {"quest": GameSettings, **KINDS}
+    if game not in kinds:
+        raise ValueError(f"unknown TextWorld game {game!r}: take {', '.join(kinds)}")
+    known = {f.name: f.default for f in fields(kinds[game]) if f.init}
+    shared = {f.name: f.default for f in fields(GameSettings)}
+    for name, value in params.items():
+        if name not in known and value is not None and value != shared.get(name, ...):
+            raise ValueError(f"the game {game!r} has no {name}: it takes {', '.join(known)}")
+    return kinds[game](**{name: params[name] for name in known if params.get(name) is not None})
+
+
+def game_file(task: TaskSpec, settings: Settings) -> Path:
     """The `.z8` of a task's game, with its `.json` beside it; made if the cache does not hold it.
 
     The game follows from the task's env, version, split and index and from the settings alone, not from how it is
@@ -92,8 +113,15 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gymrl"
 
 
-def draw_game(task: TaskSpec, settings: GameSettings) -> tuple[textworld.Game, textworld.GameOptions]:
-    """The first game of the task's own series that has the length asked for and that its split owns."""
+def draw_game(
+    task: TaskSpec, settings: Settings, draft: bool = False
+) -> tuple[textworld.Game, textworld.GameOptions]:
+    """The first game of the task's own series that has the length asked for and that its split owns.
+
+    A draft of a challenge is enough to describe it, not to play it.
+    """
+    if isinstance(settings, Challenge):
+        return _draw_challenge(task, settings, draft)
     for attempt in range(MAX_ATTEMPTS):
         options = textworld.GameOptions()
         options.kb = _knowledge()
@@ -123,10 +151,37 @@ def draw_game(task: TaskSpec, settings: GameSettings) -> tuple[textworld.Game, t
     )
 
 
-def problem_of(task: TaskSpec, settings: GameSettings) -> str:
+def _draw_challenge(
+    task: TaskSpec, settings: Challenge, draft: bool
+) -> tuple[textworld.Game, textworld.GameOptions]:
+    """As `draw_game`: one draft after another, until one is the split's own."""
+    for attempt in range(MAX_ATTEMPTS):
+        seeds = {
+            part: _seed(task, settings, part, attempt) for part in ("map", "objects", "quest", "grammar")
+        }
+        for drafting in (True,) if draft else (True, False):
+            options = textworld.GameOptions()
+            options.seeds = seeds
+            try:
+                game = settings.make(options, task.split, drafting)
+            except (
+                QuestGenerationError,
+                ValueError,
+            ):  # the package cannot end what it began with these seeds
+                break
+            if not task.owns(describe(game)):
+                break
+        else:
+            return game, options
+    raise ValueError(
+        f"TextWorld makes no {settings.game} game for the split {task.split} with these settings: take others"
+    )
+
+
+def problem_of(task: TaskSpec, settings: Settings) -> str:
     """What makes the task's game itself (see `describe`), without compiling it: a tenth of the time."""
     with _MAKING:
-        return describe(draw_game(task, settings)[0])
+        return describe(draw_game(task, settings, draft=True)[0])
 
 
 def forget_propositions() -> None:
@@ -147,7 +202,7 @@ def _rename(game: textworld.Game, options: textworld.GameOptions) -> None:
     game.metadata["uuid"] = options.uuid
 
 
-def _seed(task: TaskSpec, settings: GameSettings, part: str, *attempt: int) -> int:
+def _seed(task: TaskSpec, settings: Settings, part: str, *attempt: int) -> int:
     """32 bits for one of TextWorld's generators."""
     world = (task.env, task.version, task.split, task.index, asdict(settings))
     return stable_hash("textworld", part, *world, *attempt) % 2**32
@@ -169,7 +224,7 @@ def _knowledge() -> KnowledgeBase:
     return KnowledgeBase.load()
 
 
-def _make(task: TaskSpec, settings: GameSettings, key: str, folder: Path) -> None:
+def _make(task: TaskSpec, settings: Settings, key: str, folder: Path) -> None:
     game, options = draw_game(task, settings)
     with tempfile.TemporaryDirectory(dir=folder, prefix="making-") as work:
         options.path, options.force_recompile = os.path.join(work, f"{key}.z8"), True
@@ -214,22 +269,24 @@ async def prepare(
 def main() -> None:
     """`python -m gymrl.envs.textworld.games`: make games ahead of time."""
     import argparse
-    import inspect
+    import typing
 
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    from gymrl.envs.textworld.env import TextWorld
+    from gymrl.envs.textworld.env import MADE_OF, TextWorld
 
     parser = argparse.ArgumentParser(prog="python -m gymrl.envs.textworld.games", description=main.__doc__)
     parser.add_argument("--splits", nargs="+", default=["train", "test"])
     parser.add_argument("--games", type=int, default=64, help="how many of each split, from index 0 on")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    defaults = {name: p.default for name, p in inspect.signature(TextWorld).parameters.items()}
-    for name in ("nb_rooms", "nb_objects", "quest_length", "theme"):
-        parser.add_argument(f"--{name}", type=type(defaults[name]), default=defaults[name])
+    hints = typing.get_type_hints(TextWorld.__init__)
+    for name in MADE_OF:
+        kind = next((kind for kind in (bool, int, str) if hints[name] in (kind, kind | None)), str)
+        how: dict[str, Any] = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}
+        parser.add_argument(f"--{name}", **how)
     given = parser.parse_args()
-    params = {name: getattr(given, name) for name in ("nb_rooms", "nb_objects", "quest_length", "theme")}
+    params = {name: value for name in MADE_OF if (value := getattr(given, name)) is not None}
     tasks = [(split, index) for split in given.splits for index in range(given.games)]
     console = Console()
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
