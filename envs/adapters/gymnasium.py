@@ -28,7 +28,7 @@ class GymnasiumText(Environment):
     A turn that is no action of the environment's is void and is told so. What a task is follows from its seed, which
     `reset(seed=...)` of the environment is given.
 
-    id: `lakes`, an example (FrozenLake-v1, not slippery, a map for every task, with an oracle), or any id that is
+    world: `lakes`, an example (FrozenLake-v1, not slippery, a map for every task, with an oracle), or any id that is
     registered with Gymnasium, `module:Id-v0` to import a module first. make: keyword arguments of `gymnasium.make`.
     actions: names of a Discrete space's actions, in order, or `module:function`, from the agent's text to an action
     or None; by default numbers, JSON, or the text itself, as the space has it. observation: `auto` (texts, numbers,
@@ -44,7 +44,7 @@ class GymnasiumText(Environment):
     runs = "thread"
 
     def __init__(
-        self, id: str = "lakes", make: dict[str, Any] | None = None, actions: str | list[str] = "",
+        self, world: str = "lakes", make: dict[str, Any] | None = None, actions: str | list[str] = "",
         observation: str = "auto", prompt: str = "", tasks: str = "", oracle: str = "", success: float = 1.0,
         max_turns: int = 100, fresh: bool = False, seed_bits: int = 63,
     ) -> None:  # fmt: skip
@@ -55,12 +55,12 @@ class GymnasiumText(Environment):
             raise ValueError(f"make is a table of keyword arguments, not {make!r}")
         self._draw = load("tasks", tasks) if tasks else None
         self._play = load("oracle", oracle) if oracle else None
-        if id == "lakes":
-            id, make = "FrozenLake-v1", {"is_slippery": False, **make}
+        if world == "lakes":
+            world, make = "FrozenLake-v1", {"is_slippery": False, **make}
             actions, prompt = actions or list(lakes.ACTIONS), prompt or lakes.PROMPT
             observation = "ansi" if observation == "auto" else observation
             self._draw, self._play = self._draw or lakes.draw, self._play or lakes.walk
-        self.id, self.kwargs = id, make
+        self.id, self.kwargs = world, make
         self.success_reward, self.max_turns = float(success), max_turns  # type: ignore[misc]
         self.fresh, self.seed_bits, self.prompt = fresh or self._draw is not None, seed_bits, prompt
         self._show = None if observation in MODES else load("observation", _known_mode(observation))
@@ -75,7 +75,7 @@ class GymnasiumText(Environment):
             if self.names:
                 acting.check_names(self.space, self.names)
             if drawn and self.env.render_mode != drawn:
-                raise ValueError(f"{id} cannot be rendered as {drawn!r}: leave observation out")
+                raise ValueError(f"{world} cannot be rendered as {drawn!r}: leave observation out")
         except BaseException:
             self.close()
             raise
