@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 app = typer.Typer(
-    help="List, describe, play, check, serve and make environments.", no_args_is_help=True, rich_markup_mode=None
+    help="List, describe, play, check, serve and make environments.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 app.command("check")(check.check)
 app.command("serve")(serve.serve)
@@ -90,7 +92,7 @@ def info(env_id: EnvId, split: Split = "train", index: Index = 0, param: Params 
 @app.command()
 def play(env_id: EnvId, split: Split = "train", index: Index = 0, param: Params = []) -> None:  # noqa: B006
     """Play one task yourself. An empty line, or a line with a single dot, sends what you wrote."""
-    from gymrl.envs import Action
+    from gymrl.agents.parsers import parse_action
 
     with _opened(env_id, param) as (pool, run):
         handle, task = run(pool.open()), pool.task(split, index)
@@ -98,13 +100,15 @@ def play(env_id: EnvId, split: Split = "train", index: Index = 0, param: Params 
         total, turn = 0.0, 0
         if sys.stdin.isatty():
             typer.echo("(an empty line sends what you wrote, Ctrl-D leaves)")
+        if observation.tools:
+            typer.echo('(a call is written <tool_call>{"name": "...", "arguments": {...}}</tool_call>)')
         while True:
             _show(observation)
             text = _read()
             if text is None:
                 typer.echo("You left.")
                 return
-            result = run(handle.step(Action(text)))
+            result = run(handle.step(parse_action(text)))
             turn, total, observation = turn + 1, total + result.reward, result.observation
             typer.echo(
                 f"[turn {turn}: reward {result.reward:g}{', void' if result.info.get('void') else ''}]"

@@ -125,13 +125,15 @@ def show(title: str, result: Evaluation, tokens_per_second: float | None = None)
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", show_header=False)
+    some = result.episodes > sum(result.invalid.values())  # of none there is nothing to say
+    interval = f"  (95 % interval {result.low:.3f} to {result.high:.3f})"
     lines: dict[str, Any] = {
-        "success": f"{result.success:.3f}  (95 % interval {result.low:.3f} to {result.high:.3f})",
+        "success": f"{result.success:.3f}{interval}" if some else "-  (no episode is valid)",
         "episodes": result.episodes,
-        "reward": f"{result.reward:.3f}",
-        "turns": f"{result.turns:.2f}",
-        "tokens": f"{result.tokens:.1f}",
-        "void turns": f"{result.void_turns:.3f}",
+        "reward": f"{result.reward:.3f}" if some else "-",
+        "turns": f"{result.turns:.2f}" if some else "-",
+        "tokens": f"{result.tokens:.1f}" if some else "-",
+        "void turns": f"{result.void_turns:.3f}" if some else "-",
         "endings": ", ".join(f"{count} {ending}" for ending, count in sorted(result.endings.items())),
     }
     if tokens_per_second is not None:

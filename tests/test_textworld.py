@@ -19,8 +19,17 @@ pytest.importorskip("textworld")
 import textworld
 
 from gymrl.envs import GymEnv, TaskSpec, make
+from gymrl.envs.textworld.challenges import CoinCollector, Cooking, TreasureHunter
 from gymrl.envs.textworld.env import feedback_text, room_text
-from gymrl.envs.textworld.games import GameSettings, cache_folder, describe, draw_game, game_file, prepare
+from gymrl.envs.textworld.games import (
+    GameSettings,
+    cache_folder,
+    describe,
+    draw_game,
+    game_file,
+    prepare,
+    problem_of,
+)
 from gymrl.envs.workers import EnvPool
 
 # Said of every game that is not in jericho's list; TextWorld silences it, pytest brings it back.
@@ -346,3 +355,132 @@ def test_feedback_is_stripped() -> None:
     raw = f"\nYou drop it.\n\n\nYour score has just gone up by one point.\n\n\n    {end}{bar}"
     assert feedback_text(raw) == "You drop it.\n*** The End ***"
     assert room_text(f"art\nDo this.\n\n-= Bedroom =-\nA bed.\n{bar}") == "-= Bedroom =-\nA bed."
+
+
+CHALLENGES: dict[str, dict[str, Any]] = {
+    "coin_collector": {"game": "coin_collector", "level": 2, "goal": "brief"},
+    "treasure_hunter": {"game": "treasure_hunter", "level": 3},
+    "simple": {"game": "simple", "goal": "none"},
+    "cooking": {"game": "cooking"},
+    "drop": {"game": "cooking", "drop": True},
+}
+
+
+def challenge(name: str, **params: Any) -> GymEnv:
+    return make("gymrl/TextWorld-v0", **CHALLENGES[name], **params)
+
+
+@pytest.mark.parametrize("name", CHALLENGES)
+def test_the_oracle_wins_each_challenge_and_its_rewards_sum_to_one(name: str) -> None:
+    world = challenge(name, rewards="dense")
+    observation, _ = world.reset(options={"index": 0})
+    first = observation.messages[-1].text
+    assert "Commands: " in first and "-= " in first and "\n>" not in first and "$$" not in first
+    if name == "simple":
+        assert first.startswith("-= Bedroom =-"), "no goal is told"
+    played = game_file(world.world.task, world.world.settings).with_suffix(".json")  # type: ignore[attr-defined]
+    game = textworld.Game.load(str(played))
+    assert problem_of(world.world.task, world.world.settings) == describe(game)  # type: ignore[attr-defined]
+    assert world.world.task.owns(describe(game))
+    total, rewards, said = 0.0, [], []
+    for _ in range(world.world.max_turns):
+        said.append(world.oracle().text)
+        observation, reward, terminated, _, info = world.step(said[-1])
+        total, rewards = total + reward, [*rewards, reward]
+        assert "score has" not in observation.text and "\n>" not in observation.text
+        if terminated:
+            break
+    assert total == 1 and info["won"], said
+    assert min(rewards) >= 0
+    if name in ("simple", "cooking", "drop"):
+        assert len([reward for reward in rewards if reward]) > 2, "points are paid on the way"
+    if name in ("cooking", "drop"):
+        assert "examine cookbook" in said and said[-2:] == ["prepare meal", "eat meal"]
+
+
+def test_a_wrong_cut_loses_and_takes_back_what_was_paid() -> None:
+    world = challenge("cooking", rewards="dense")
+    world.reset(options={"index": 0})
+    total, cuts = 0.0, ("chop", "slice", "dice")
+    while not (action := world.oracle().text).startswith(cuts):
+        total += world.step(action)[1]
+    assert total > 0
+    wrong = next(verb for verb in cuts if not action.startswith(verb))
+    observation, reward, terminated, _, info = world.step(" ".join([wrong, *action.split()[1:]]))
+    assert (total + reward, terminated, info["lost"]) == (0, True, True)
+    assert "no longer be done" in observation.text
+
+
+def test_challenges_are_the_same_in_another_process(tmp_path: Path) -> None:
+    names = ("cooking", "treasure_hunter")
+    script = (
+        "import sys, hashlib\n"
+        "from gymrl.envs import make\n"
+        "from gymrl.envs.textworld.games import game_file\n"
+        f"for params in {[CHALLENGES[name] for name in names]!r}:\n"
+        "    env = make('gymrl/TextWorld-v0', **params); env.reset(options={'index': 0})\n"
+        "    path = game_file(env.world.task, env.world.settings).with_suffix('.json')\n"
+        "    print(hashlib.sha256(path.read_bytes()).hexdigest())\n"
+    )
+    environ = {**os.environ, "PYTHONHASHSEED": "54321", "GYMRL_CACHE": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environ, capture_output=True, text=True, timeout=300
+    )
+    ours = []
+    for name in names:
+        world = challenge(name)
+        world.reset(options={"index": 0})
+        path = game_file(world.world.task, world.world.settings).with_suffix(".json")  # type: ignore[attr-defined]
+        ours.append(hashlib.sha256(path.read_bytes()).hexdigest())
+    assert done.stdout.split() == ours, done.stderr
+
+
+def test_no_challenge_is_in_two_splits() -> None:
+    level_one = CoinCollector(1)  # the smallest of them: one room and a coin
+    found: dict[str, set[str]] = {}
+    for split in ("train", "val", "test"):
+        for index in range(4):
+            text = problem_of(spec(split, index), level_one)
+            assert spec(split, 0).owns(text)
+            found.setdefault(split, set()).add(text)
+    assert not found["train"] & found["test"] and not found["val"] & (found["train"] | found["test"])
+
+
+def test_a_quest_is_the_game_that_it_always_was() -> None:
+    world = make("gymrl/TextWorld-v0")
+    observation, _ = world.reset(options={"task": world.task_spec(0, "test")})
+    assert world.world.task.seed == 3447345565248837145 and world.world.max_turns == 12
+    path = game_file(world.world.task, GameSettings())
+    assert path.stem == "b2ae4f5fd1909e907eba2dba6781dabf"
+    assert hashlib.sha256(observation.text.encode()).hexdigest()[:16] == "73dd8295b3883da4"
+    problem = problem_of(world.world.task, SETTINGS)
+    assert hashlib.sha256(problem.encode()).hexdigest()[:16] == "0f5fcc5e42603eef"
+
+
+def test_levels_are_those_of_the_package() -> None:
+    lengths = [TreasureHunter(level).quest_length for level in (1, 10, 11, 20, 21, 30)]
+    assert lengths == [1, 5, 2, 10, 3, 20]
+    assert [CoinCollector(level).quest_length for level in (1, 100, 101, 233)] == [1, 100, 1, 33]
+    assert Cooking(recipe=3, take=2, go=6).settings("val")["split"] == "valid"
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"game": "chess"}, "take quest, coin_collector, treasure_hunter, simple, cooking"),
+        ({"game": "coin_collector", "level": 301}, "1 to 300, not 301"),
+        ({"game": "coin_collector", "level": 160}, "take 1 to 150 or 201 to 233"),
+        ({"game": "treasure_hunter", "level": 31}, "1 to 30, not 31"),
+        ({"game": "simple", "goal": "vague"}, "take detailed, brief, none"),
+        ({"game": "simple", "level": 3}, "has no level: it takes goal"),
+        ({"game": "cooking", "nb_rooms": 6}, "has no nb_rooms"),
+        ({"game": "cooking", "recipe": 6}, "1 to 5 ingredients, not 6"),
+        ({"game": "cooking", "take": 2}, "so 0 to 1, not 2"),
+        ({"game": "cooking", "go": 3}, "set go to one of these"),
+        ({"game": "cooking", "cut": "yes"}, "true or false"),
+        ({"level": 3}, "'quest' has no level"),
+    ],
+)
+def test_wrong_settings_of_a_challenge_are_named(params: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make("gymrl/TextWorld-v0", **params)

@@ -59,8 +59,10 @@ class Challenge:
             game.metadata["walkthrough"] = walkthrough
         if getattr(self, "goal", "") == "none":
             game.objective = ""
+        # The package goes through sets of names here, whose order is another in every process.
+        if game.grammar is not None:
+            game.grammar.options.names_to_exclude.sort(key=str)
         for quest in game.quests:
-            # The package goes through sets of names here, whose order is another in every process.
             quest.fail_events = sorted(quest.fail_events, key=lambda event: str(event.condition))
         if not draft and self.tracked and not all(_known(quest) for quest in game.quests):
             raise ValueError("the package's walkthrough does not win the game that it made")

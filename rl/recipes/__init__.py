@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -165,12 +166,22 @@ def _value(text: str) -> Any:
         return text
 
 
+_KIND = re.compile(r"constrained-|literal\[|(int|float|str|bool)$")
+
+
 def _explain(error: ValidationError) -> str:
-    parts = []
+    parts: list[str] = []
+    every = [one.name for one in described()]
     for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
+        where = [str(part) for part in item["loc"]]
+        key = ".".join(where)
+        if where and _KIND.match(where[-1]) and item["type"] != "extra_forbidden":
+            # Of a key that takes several kinds of values pydantic names each kind below the key: one line does.
+            parts.append(
+                f"{'.'.join(where[:-1])} cannot be {item['input']!r}: `gymrl train --keys` says what it takes"
+            )
+            continue
         if item["type"] == "extra_forbidden":
-            every = [one.name for one in described()]
             near = difflib.get_close_matches(key, every, 1, 0.4)
             tail = difflib.get_close_matches(key.split(".")[-1], [k.split(".")[-1] for k in every], 1, 0.6)
             same = [k for k in every if tail and k.split(".")[-1] == tail[0]]
@@ -182,4 +193,4 @@ def _explain(error: ValidationError) -> str:
                     :300
                 ]
             )
-    return "; ".join(parts)
+    return "; ".join(dict.fromkeys(parts))
