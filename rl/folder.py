@@ -133,6 +133,12 @@ class RunFolder:
         self._metrics.write(json.dumps(metrics) + "\n")
         self._metrics.flush()
 
+    def logged(self, stage: str, name: str) -> list[float]:
+        """What was logged of a metric, step by step."""
+        path = self.path / "metrics.jsonl"
+        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+        return [row[name] for row in rows if row["stage"] == stage and name in row]
+
     def rewind(self, done: dict[str, int]) -> None:
         """Forget what was logged after the checkpoint: `done` has the steps to keep of each stage."""
         path = self.path / "metrics.jsonl"
