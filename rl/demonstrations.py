@@ -33,6 +33,15 @@ async def demonstrate(
     won = [episode for episode in episodes if episode.valid and episode.success]
     if len(won) * 2 < len(episodes):
         lost = next(episode for episode in episodes if not episode.valid or not episode.success)
+        if "has no oracle()" in lost.reason:
+            raise DemonstrationFault(
+                f"{pool.env_id} has no oracle() to learn from: write one, give a file of episodes (sft.data), or leave "
+                'SFT out (stages=["rl"])'
+            )
+        if not lost.valid:
+            raise DemonstrationFault(
+                f"{pool.env_id} fails while its oracle plays; {lost.task.split} {lost.task.index}: {lost.reason}"
+            )
         raise DemonstrationFault(
             f"the oracle of {pool.env_id} won {len(won)} of {len(episodes)} tasks; the first it did not: "
             f"{lost.task.split} {lost.task.index}, {lost.ending} {lost.reason or ''}".rstrip()
