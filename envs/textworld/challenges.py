@@ -215,7 +215,8 @@ def _package(draft: bool) -> Iterator[list[str]]:
     The package plays it so that TextWorld learns which commands bring about each part of the task; a draft leaves
     the compiling and playing out, and draws the same names.
     """
-    started, walkthrough = [], []
+    started: list[Any] = []
+    walkthrough: list[str] = []
     start, set_walkthrough = textworld.start, GameMaker.set_walkthrough
 
     def start_here(*args: Any, **kwargs: Any) -> Any:
