@@ -305,11 +305,11 @@ class Run:
             self.display.note(
                 f"{count} invalid episode{'s' * (count != 1)}, in no figure and no group's baseline: {cause}"
             )
-        flat = self.folder.logged("rl", "flat_groups") if status == "finished" else []
-        if flat and min(flat) == 1.0:
+        trained = self.folder.logged("rl", "actions") if status == "finished" else []
+        if trained and not any(trained):
             self.display.note(
-                "RL learnt nothing: in every step all episodes of each task had one and the same reward. Bring success "
-                "before RL to between 0.2 and 0.8 (more sft.steps, easier env.params), or give rewards on the way"
+                "RL learnt nothing: in no step had a token an advantage. Where all episodes of a task end alike, bring "
+                "success before RL to between 0.2 and 0.8 (more sft.steps, easier env.params), or pay on the way"
             )
         self.display.note(f"{self.summary['seconds']:.0f} s in all; open {self.folder.path / 'report.html'}")
 

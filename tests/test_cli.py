@@ -186,6 +186,7 @@ def test_eval_where_nothing_is_valid_fails(capsys: pytest.CaptureFixture[str]) -
     code, out, err = call(capsys, "eval", "--env", "test/Parrot-v0", "--policy", "oracle", "--n", "3",
                           "--param", "word=crash")  # fmt: skip
     assert code == 1 and "environment: RuntimeError: the parrot is gone" in out
+    assert "-  (no episode is valid)" in out and "0.000" not in out
     assert (
         err
         == "gymrl: no episode was valid; the first cause is environment: RuntimeError: the parrot is gone "

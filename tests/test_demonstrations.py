@@ -1,9 +1,6 @@
-"""Demonstrations: what is said where the oracle cannot give them; metrics that are read back."""
+"""Demonstrations: what is said where the oracle cannot give them."""
 
 from __future__ import annotations
-
-import json
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +8,6 @@ from gymrl.agents.rollout import RolloutSettings
 from gymrl.envs import Action, Environment, register
 from gymrl.envs.workers import EnvPool
 from gymrl.rl.demonstrations import DemonstrationFault, demonstrate
-from gymrl.rl.folder import RunFolder
 
 
 class Silent(Environment):
@@ -64,15 +60,3 @@ async def test_what_hinders_demonstrations_is_named(name: str, words: str) -> No
     with pytest.raises(DemonstrationFault, match=words):
         await demonstrate(pool, 4, RolloutSettings())
     await pool.aclose()
-
-
-def test_a_metric_is_read_back_step_by_step(tmp_path: Path) -> None:
-    folder = RunFolder.__new__(RunFolder)
-    folder.path = tmp_path
-    assert folder.logged("rl", "flat_groups") == []
-    rows = [
-        {"stage": "sft", "step": 0, "loss": 2.0}, {"stage": "rl", "step": 0, "flat_groups": 1.0},
-        {"stage": "rl", "step": 1, "flat_groups": 0.5, "loss": 0.1},
-    ]  # fmt: skip
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert folder.logged("rl", "flat_groups") == [1.0, 0.5] and folder.logged("rl", "loss") == [0.1]

@@ -192,6 +192,8 @@ def test_a_broken_checkpoint_is_named(whole, tmp_path):
         ("model.tiny.heads=3", "multiple"),
         ("sampling.temperature=0", "greater than 0"),
         ("stages=[]", "stages"),
+        ("engine.pace=fast", "engine.pace cannot be 'fast': `gymrl train --keys` says what it takes"),
+        ("engine.pace=0", "engine.pace cannot be 0"),
     ],
 )
 def test_wrong_keys_name_the_mend(override, words):
@@ -304,6 +306,17 @@ def test_an_engine_that_dies_stops_the_run_which_then_goes_on(whole, tmp_path, m
     assert [r["step"] for r in metrics(tmp_path / "run")] == [r["step"] for r in metrics(whole)]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "finished" and not summary["invalid"]
+
+
+def test_a_run_that_learnt_nothing_says_so_and_no_other_does(whole, tmp_path, capsys):
+    small = [key for key in SMALL if not key.startswith(("env.", "sft.params", "rl.steps"))]
+    assert train("quickstart", [*small, "rl.steps=2"], None, tmp_path / "flat") == 0
+    assert "RL learnt nothing: in no step had a token an advantage" in capsys.readouterr().out
+    assert not any(row["actions"] for row in metrics(tmp_path / "flat") if row["stage"] == "rl")
+    assert any(row["actions"] for row in metrics(whole) if row["stage"] == "rl")
+    one = ["rl.group=1", 'rl.advantage="reinforce++"', "rl.steps=1", "sft.steps=1"]  # groups of one are always flat
+    assert train("quickstart", [*SMALL, *one], None, tmp_path / "one") == 0
+    assert "learnt nothing" not in capsys.readouterr().out
 
 
 def test_invalid_episodes_are_shown(capsys):

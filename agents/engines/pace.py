@@ -11,6 +11,7 @@ a clock.
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -84,6 +85,14 @@ class Pace(Generic[Item]):
         return items
 
 
+@dataclass(frozen=True)
+class Place(Generic[Item]):
+    """A request's seat; of one that is not paced there is none."""
+
+    pace: Pace[Item]
+    seat: int
+
+
 class Paces(Generic[Item]):
     """The paces of one engine. All but `open` is the engine's, under `wake`."""
 
@@ -103,6 +112,11 @@ class Paces(Generic[Item]):
         if any(pace.missing() for pace in self._open):
             return None
         return [item for pace in self._open for item in pace.admit()]
+
+    def done(self, place: Place[Item] | None) -> None:
+        """The request of that place is completed, or was dropped."""
+        if place is not None:
+            place.pace.done(place.seat)
 
     def tick(self) -> None:
         """A step was made."""

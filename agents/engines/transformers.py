@@ -24,7 +24,7 @@ from gymrl.agents.engines.base import (
     OnDone,
     gathered,
 )
-from gymrl.agents.engines.pace import Pace, Paces
+from gymrl.agents.engines.pace import Pace, Paces, Place
 from gymrl.agents.engines.sampling import draw, uniforms
 from gymrl.agents.engines.slots import SlotTable
 from gymrl.agents.ragged import NAME, SlotCache, SlotStep
@@ -45,13 +45,7 @@ class _Running:
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
-    place: tuple[Pace[_Running], int] | None = None
-    """Its seat, where it is paced."""
-
-    def rise(self) -> None:
-        if self.place is not None:
-            pace, seat = self.place
-            pace.done(seat)
+    place: Place[_Running] | None = None
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -103,8 +97,8 @@ class TransformersEngine(Engine):
         self._waiting: deque[_Running] = deque()
         self._running: list[_Running] = []
         self._lock = threading.Condition()
-        self._paces: Paces[_Running] = Paces(self._lock)
         """Guards the queue; held for moments only, so that the event loop may take it."""
+        self._paces: Paces[_Running] = Paces(self._lock)
         self._model_lock = threading.Lock()
         """Held during a forward pass and while weights change."""
         self._paused = self._closed = False
@@ -138,7 +132,7 @@ class TransformersEngine(Engine):
 
     async def generate_at(self, request: GenerationRequest, pace: Pace[_Running], seat: int) -> Generation:
         run = self._admit(request)
-        run.place = (pace, seat)
+        run.place = Place(pace, seat)
         with self._lock:
             self._check()
             pace.offer(seat, run)
@@ -228,7 +222,7 @@ class TransformersEngine(Engine):
                     self._running.append(run)
                 else:
                     with self._lock:
-                        run.rise()
+                        self._paces.done(run.place)
             self._running.sort(key=lambda run: run.slot)
             if self._running:
                 self._sample(self._running, self._forward(self._running))
@@ -327,7 +321,7 @@ class TransformersEngine(Engine):
         self._running = still
         with self._lock:
             for run, _ in ended:
-                run.rise()
+                self._paces.done(run.place)
             self._paces.tick()
         for run, stop in ended:
             self._slots.give(run.slot, run.tokens[: run.known])

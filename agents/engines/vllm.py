@@ -30,7 +30,7 @@ from gymrl.agents.engines.base import (
     OnDone,
     gathered,
 )
-from gymrl.agents.engines.pace import Pace, Paces
+from gymrl.agents.engines.pace import Pace, Paces, Place
 from gymrl.agents.engines.vllm_common import (
     engine_options,
     environment,
@@ -55,13 +55,7 @@ class _Run:
     future: Future[Generation]
     began: float
     name: str = ""
-    place: tuple[Pace[_Run], int] | None = None
-    """Its seat, where it is paced."""
-
-    def rise(self) -> None:
-        if self.place is not None:
-            pace, seat = self.place
-            pace.done(seat)
+    place: Place[_Run] | None = None
 
 
 @dataclass(eq=False)
@@ -145,7 +139,7 @@ class VllmEngine(Engine):
 
     async def generate_at(self, request: GenerationRequest, pace: Pace[_Run], seat: int) -> Generation:
         limit = token_limit(request, self.max_context, self._vocabulary)
-        run = _Run(request, limit, Future(), time.perf_counter(), place=(pace, seat))
+        run = _Run(request, limit, Future(), time.perf_counter(), place=Place(pace, seat))
         with self._wake:
             if self._fault is not None:
                 raise EngineFault(str(self._fault)) from self._fault
@@ -233,12 +227,12 @@ class VllmEngine(Engine):
             except Exception as error:
                 run.future.set_exception(error)
                 with self._wake:
-                    run.rise()
+                    self._paces.done(run.place)
         if self._runs and not self._paused and paced is not None:
             finished = [output for output in self._llm.step() if output.finished]
             with self._wake:
                 for output in finished:
-                    self._runs[output.request_id].rise()
+                    self._paces.done(self._runs[output.request_id].place)
                 self._paces.tick()
             for output in finished:
                 self._deliver(output)
@@ -269,7 +263,7 @@ class VllmEngine(Engine):
         for run in runs:
             if not run.future.set_running_or_notify_cancel():
                 with self._wake:
-                    run.rise()
+                    self._paces.done(run.place)
                 continue
             options = sampling_options(run.request, run.limit)
             params = SamplingParams(**options, flat_logprobs=True, output_kind=RequestOutputKind.FINAL_ONLY)
@@ -283,7 +277,7 @@ class VllmEngine(Engine):
         self._llm.abort_request([run.name for run in waited.values()], internal=True)
         with self._wake:
             for name in waited:
-                self._runs.pop(name).rise()
+                self._paces.done(self._runs.pop(name).place)
 
     def _deliver(self, output: Any) -> None:
         run = self._runs.pop(output.request_id)
