@@ -8,7 +8,7 @@ import inspect
 import math
 import threading
 from collections.abc import Coroutine
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import gymnasium
@@ -108,7 +108,8 @@ class GymEnv(gymnasium.Env[Any, Any]):
                 )
             value, info = value[0], dict(value[1])
         observation = with_tools(self._observation(value), world.tools())
-        self._transcript.append(observation.text)
+        if self.render_mode is not None:
+            self._transcript.append(observation.text)
         return observation, info
 
     async def astep(self, action: Action | str) -> StepResult:
@@ -120,7 +121,8 @@ class GymEnv(gymnasium.Env[Any, Any]):
         value = await _result(self.world.step(action))
         result = self._step_result(value, void)
         self._turns += 1
-        self._transcript += [f"> {action.text}", result.observation.text]
+        if self.render_mode is not None:
+            self._transcript += [f"> {action.text}", result.observation.text]
         if not result.terminated and not result.truncated and self._turns >= self.world.max_turns:
             result = StepResult(
                 result.observation, result.reward, False, True, {**result.info, "cut": "max_turns"}
@@ -177,11 +179,12 @@ class GymEnv(gymnasium.Env[Any, Any]):
 
     def _step_result(self, value: Any, void: bool) -> StepResult:
         result = normal_step(self.env_id, value)
-        return replace(result, info={**result.info, "void": void})
+        result.info["void"] = void  # a dict of its own
+        return result
 
 
 def normal_step(name: str, value: Any) -> StepResult:
-    """What a `step` returned, in its one form. Raises EnvironmentFault, which begins with the environment's name, for
+    """What a `step` returned, in its one form, with an info dict of its own. Raises EnvironmentFault, which begins with the environment's name, for
     what is no step's value, and for a reward that is no finite number."""
     if not isinstance(value, tuple) or not 3 <= len(value) <= 5:
         raise EnvironmentFault(f"{name}: step() returns (observation, reward, terminated[, info])")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import queue
 import random
 import threading
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from gymrl.envs.gym import GymEnv, StepResult, run_sync
 from gymrl.envs.records import Action, Observation, TaskSpec
-from gymrl.envs.registry import entry, make
+from gymrl.envs.registry import make
 
 
 class EnvHandle(Protocol):
@@ -49,17 +52,65 @@ class InlineHandle:
         await self.env.aclose()
 
 
-class ThreadHandle:
-    """Runs in threads of its own: for worlds that wait.
+class _Hand:
+    """A daemon thread with an event loop, which does one piece of work after another and then waits for the next."""
 
-    Every call has a daemon thread, so that one which never comes back holds up neither the others nor the end of
-    the program.
+    def __init__(self) -> None:
+        self._work: queue.SimpleQueue[Callable[[asyncio.Runner], Callable[[], None]]] = queue.SimpleQueue()
+        threading.Thread(target=self._live, name="gymrl-env", daemon=True).start()
+
+    def do(self, work: Callable[[asyncio.Runner], Callable[[], None]]) -> None:
+        """What `work` returns is called as soon as this thread can be had again."""
+        self._work.put(work)
+
+    def _live(self) -> None:
+        with asyncio.Runner() as runner:
+            while True:
+                tell = self._work.get()(runner)
+                with _IDLE_LOCK:
+                    enough = len(_IDLE) >= MOST_IDLE
+                    if not enough:
+                        _IDLE.append(self)
+                tell()
+                del tell  # it holds the result
+                if enough:
+                    return
+
+
+MOST_IDLE = 32
+"""Threads that are kept for the next call; each loop has three descriptors."""
+_IDLE: list[_Hand] = []
+_IDLE_LOCK = threading.Lock()
+
+
+def _hand() -> _Hand:
+    with _IDLE_LOCK:
+        if _IDLE:
+            return _IDLE.pop()
+    return _Hand()
+
+
+def _forget_threads() -> None:
+    """After a fork: the threads are the parent's."""
+    global _IDLE_LOCK
+    _IDLE.clear()
+    _IDLE_LOCK = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_threads)
+
+
+class ThreadHandle:
+    """Runs in threads: for worlds that wait.
+
+    Every call under way has a daemon thread to itself, so that one which never comes back holds up neither the others
+    nor the end of the program. Threads whose call is over serve the next one, of any handle.
     """
 
     def __init__(self, env: GymEnv) -> None:
         self.env = env
 
-    async def _call(self, make_coroutine: Any, *args: Any) -> Any:
+    async def _call(self, make_coroutine: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> Any:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
 
@@ -71,16 +122,20 @@ class ThreadHandle:
             else:
                 future.set_result(result)
 
-        def work() -> None:
+        def work(runner: asyncio.Runner) -> Callable[[], None]:
             result, error = None, None
             try:
-                result = asyncio.run(make_coroutine(*args))
+                result = runner.run(make_coroutine(*args))
             except BaseException as raised:
                 error = raised
-            with contextlib.suppress(RuntimeError):  # the loop is closed already
-                loop.call_soon_threadsafe(settle, result, error)
 
-        threading.Thread(target=work, name="gymrl-env", daemon=True).start()
+            def tell() -> None:
+                with contextlib.suppress(RuntimeError):  # the loop is closed already
+                    loop.call_soon_threadsafe(settle, result, error)
+
+            return tell
+
+        _hand().do(work)
         return await future
 
     async def reset(self, task: TaskSpec) -> tuple[Observation, dict[str, Any]]:
@@ -107,8 +162,8 @@ class EnvPool:
 
     def __init__(self, env_id: str, params: dict[str, Any] | None = None, workers: int = 2) -> None:
         self.env_id, self.params, self.workers = env_id, dict(params or {}), max(1, workers)
-        self.runs = entry(env_id).cls().runs
         self.template = make(env_id, **self.params)
+        self.runs = self.template.world.runs
         self.opened = self.closed = 0
         self._live: set[EnvHandle] = set()
         self._idle: list[EnvHandle] = []

@@ -37,7 +37,8 @@ class GymnasiumText(Environment):
     first. tasks: `module:function`, from a TaskSpec to keyword arguments of `gymnasium.make` for that task alone.
     oracle: `module:function`, from the unwrapped environment to its best action. success: an episode whose rewards
     sum to at least this succeeds. max_turns: turns after which the episode is truncated. fresh: make the environment
-    anew for every episode. seed_bits: bits of the seed, 32 for environments that take no more.
+    anew for every episode. seed_bits: bits of the seed, 32 for environments that take no more. quick: whether a step
+    takes well under a millisecond, so that it need not wait for a thread; by default only of `lakes`.
     """
 
     version = "1"
@@ -46,7 +47,7 @@ class GymnasiumText(Environment):
     def __init__(
         self, world: str = "lakes", make: dict[str, Any] | None = None, actions: str | list[str] = "",
         observation: str = "auto", prompt: str = "", tasks: str = "", oracle: str = "", success: float = 1.0,
-        max_turns: int = 100, fresh: bool = False, seed_bits: int = 63,
+        max_turns: int = 100, fresh: bool = False, seed_bits: int = 63, quick: bool | None = None,
     ) -> None:  # fmt: skip
         if max_turns < 1 or not 1 <= seed_bits <= 63 or not math.isfinite(success):
             raise ValueError("max_turns is 1 or more, seed_bits 1 to 63, success a finite number")
@@ -55,6 +56,8 @@ class GymnasiumText(Environment):
             raise ValueError(f"make is a table of keyword arguments, not {make!r}")
         self._draw = load("tasks", tasks) if tasks else None
         self._play = load("oracle", oracle) if oracle else None
+        if quick or (quick is None and world == "lakes"):
+            self.__dict__["runs"] = "inline"
         if world == "lakes":
             world, make = "FrozenLake-v1", {"is_slippery": False, **make}
             actions, prompt = actions or list(lakes.ACTIONS), prompt or lakes.PROMPT
@@ -65,6 +68,7 @@ class GymnasiumText(Environment):
         self.fresh, self.seed_bits, self.prompt = fresh or self._draw is not None, seed_bits, prompt
         self._show = None if observation in MODES else load("observation", _known_mode(observation))
         self.mode = observation
+        self.last_parsed: tuple[str, Any] | None = None
         self._read = load("actions", actions) if isinstance(actions, str) and actions else None
         self.names = tuple(actions) if isinstance(actions, list) else ()
         if (drawn := MODES.get(observation)) is not None:
@@ -81,6 +85,7 @@ class GymnasiumText(Environment):
             raise
 
     def reset(self) -> Any:
+        self.last_parsed = None
         if self.env is None or self.fresh:
             self.close()
             drawn = {} if self._draw is None else self._draw(self.task)
@@ -97,10 +102,9 @@ class GymnasiumText(Environment):
     def step(self, action: Action) -> tuple[Any, ...]:
         if self.env is None:
             raise EnvironmentFault(f"{self.id} is closed: call reset()")
-        try:
-            chosen = self._parse(action.text)
-        except acting.Misfit as misfit:
-            return self._misfit(misfit), 0.0, False, False, {}
+        chosen, self.last_parsed = self._parsed(action.text), None  # a step may change what it is given
+        if isinstance(chosen, acting.Misfit):
+            return self._misfit(chosen), 0.0, False, False, {}
         value, reward, terminated, truncated, info = self.env.step(chosen)
         if not isinstance(terminated, (bool, np.bool_)) or not isinstance(truncated, (bool, np.bool_)):
             raise EnvironmentFault(
@@ -115,6 +119,15 @@ class GymnasiumText(Environment):
     def form(self) -> str:
         """How an action is written, as a sentence."""
         return acting.form(self.space, self.names)
+
+    def _parsed(self, text: str) -> Any:
+        """What a text means, or the Misfit that it is; `recognises` and `step` ask one after the other."""
+        if self.last_parsed is None or self.last_parsed[0] is not text:
+            try:
+                self.last_parsed = text, self._parse(text)
+            except acting.Misfit as misfit:
+                self.last_parsed = text, misfit
+        return self.last_parsed[1]
 
     def _parse(self, text: str) -> Any:
         if self._read is None:
@@ -153,11 +166,7 @@ class GymnasiumText(Environment):
     # -- players -------------------------------------------------------------------------------------------------
 
     def recognises(self, action: Action) -> bool:
-        try:
-            self._parse(action.text)
-        except acting.Misfit:
-            return False
-        return True
+        return not isinstance(self._parsed(action.text), acting.Misfit)
 
     def oracle(self) -> str:
         if self._play is None:

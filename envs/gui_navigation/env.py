@@ -64,6 +64,7 @@ class GuiNavigation(Environment):
         self.max_turns = self._budget(self.source.longest, self.source.most)
         self.pictures: dict[str, bytes] = {}
         self.errand: Errand | None = None
+        self.last_read: tuple[str, Press | None] | None = None
         if observation != "text":
             from gymrl.envs.gui_navigation.drawing import draw
 
@@ -93,7 +94,7 @@ class GuiNavigation(Environment):
 
     def step(self, action: Action) -> tuple[Any, ...]:
         self.turns += 1
-        press = from_call(action.tool_calls[0]) if action.tool_calls else from_text(action.text)
+        press = from_call(action.tool_calls[0]) if action.tool_calls else self._pressed_in(action.text)
         if isinstance(press, Press) and press.kind == "complete":
             self.arrived = self.here == self.goal
             share = min(1.0, self.shortest / self.turns)
@@ -182,7 +183,13 @@ class GuiNavigation(Environment):
         return self.offered
 
     def recognises(self, action: Action) -> bool:
-        return from_text(action.text) is not None
+        return self._pressed_in(action.text) is not None
+
+    def _pressed_in(self, text: str) -> Press | None:
+        """What a text presses; `recognises` and `step` ask one after the other."""
+        if self.last_read is None or self.last_read[0] is not text:
+            self.last_read = text, from_text(text)
+        return self.last_read[1]
 
     def _next(self) -> tuple[str, Box | None]:
         """What the shortest way presses next: an icon's name, `<back>` or `<home>`, and where it is."""
