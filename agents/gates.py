@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
-from gymrl.agents.engines.base import Engine, EngineFault, Generation, GenerationRequest
-from gymrl.agents.engines.pace import Pace
+from gymrl.agents.engines.base import Engine, EngineFault, Generation, GenerationRequest, Seats
 from gymrl.agents.players import Generator, Job
 
 
@@ -130,7 +129,7 @@ class PacedGate:
 
     seated = True
 
-    def __init__(self, engine: Engine, pace: Pace[Any], seats: int) -> None:
+    def __init__(self, engine: Engine, pace: Seats, seats: int) -> None:
         self.engine, self.pace, self.seats = engine, pace, seats
         self._busy = _Busy(engine)
 

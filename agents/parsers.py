@@ -30,5 +30,7 @@ def with_calls(text: str, calls: Iterable[ToolCall]) -> str:
     policy would have had to write, where a scripted player or a server gave the calls apart from the text."""
     there = [(call.name, dict(call.arguments)) for call in parse_action(text).tool_calls]
     missing = [call for call in calls if (call.name, dict(call.arguments)) not in there]
-    bodies = [json.dumps({"name": c.name, "arguments": dict(c.arguments)}, ensure_ascii=False) for c in missing]
+    bodies = [
+        json.dumps({"name": c.name, "arguments": dict(c.arguments)}, ensure_ascii=False) for c in missing
+    ]
     return "\n".join(filter(None, [text, *(f"<tool_call>\n{body}\n</tool_call>" for body in bodies)]))

@@ -88,7 +88,9 @@ def conversation_of(episode: Episode) -> dict[str, Any]:
         "rewards": [turn.reward for turn in episode.turns],
     }
     if tools := next((turn.tools for turn in reversed(episode.turns) if turn.tools), episode.tools):
-        data["tools"] = json.dumps([tool.schema() for tool in tools])  # of tools that come later it says only that
+        data["tools"] = json.dumps(
+            [tool.schema() for tool in tools]
+        )  # of tools that come later it says only that
     return data
 
 

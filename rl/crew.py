@@ -97,10 +97,6 @@ def check_crew(recipe: Recipe) -> None:
     """Raise CrewFault where the recipe asks for what several processes cannot do."""
     if size() == 1:
         return
-    if recipe.engine.kind == "vllm":
-        raise CrewFault(
-            "engine.kind=vllm cannot live in a process that trains with others: take engine.kind=vllm-server"
-        )
     if "es" in recipe.stages:
         raise CrewFault("the stage es takes no gradients that processes could share: train it in one process")
     if _shards[0] and recipe.learner.trainable.name != "all":

@@ -158,8 +158,9 @@ class Workshop:
     def close(self) -> None:
         """Close environments, engine and trackers."""
         self.loop.run(self._aclose())
-        if self.recipe.log.trackers:
-            self.accelerator.end_training()
+        # Not end_training, which would also break the group of the processes that train together.
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
     async def _aclose(self) -> None:
         for pool in (self.pool, *self.pools.values()):

@@ -199,7 +199,8 @@ def test_a_run_of_two_processes_is_a_run_of_one_and_resumes_bit_for_bit(alone, s
     monkeypatch.setattr(RunFolder, "save_progress", failing)
     with crew(2, shard):
         assert size() == 2
-        assert train("quickstart", SMALL, None, whole) == 0
+        assert train("quickstart", [*SMALL, 'log.trackers=["tensorboard"]'], None, whole) == 0
+        assert size() == 2  # closing the trackers left the processes together
         with pytest.raises(RuntimeError, match="the power is gone"):
             train("quickstart", SMALL, None, cut)
         assert train(None, [], cut) == 0
@@ -229,7 +230,6 @@ def test_what_several_processes_cannot_do_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     for override, words in (
-        ("engine.kind=vllm", "vllm-server"),
         ('stages=["es"]', "one process"),
         ("sft.tokens.anchor=0.1", "one process"),
     ):

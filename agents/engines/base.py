@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
 
-from gymrl.agents.engines.pace import Pace
 from gymrl.agents.records import Stop
 
 
@@ -80,6 +79,14 @@ async def gathered(
     return list(await asyncio.gather(*futures))
 
 
+class Seats(Protocol):
+    """The seats of a pace (`gymrl.agents.engines.pace`), as whoever plays sees them."""
+
+    def enter(self, seat: int) -> None: ...
+
+    def leave(self, seat: int) -> None: ...
+
+
 class Engine(abc.ABC):
     """Serves a policy. Many calls of `generate` may wait at once; nothing here blocks the event loop."""
 
@@ -107,11 +114,11 @@ class Engine(abc.ABC):
             [asyncio.ensure_future(self.generate(request)) for request in requests], on_done
         )
 
-    def open_pace(self, lag: int) -> Pace[Any] | None:
+    def open_pace(self, lag: int) -> Seats | None:
         """A pace of `lag` engine steps for `generate_at`; None: this engine's steps cannot be counted."""
         return None
 
-    async def generate_at(self, request: GenerationRequest, pace: Pace[Any], seat: int) -> Generation:
+    async def generate_at(self, request: GenerationRequest, pace: Seats, seat: int) -> Generation:
         """As `generate`, in the step that the pace, which this engine opened, gives the seat."""
         raise EngineFault(f"the engine {self.name!r} keeps no pace")
 
@@ -140,7 +147,7 @@ class EngineSettings:
     """What it takes to open an engine."""
 
     kind: str = "transformers"
-    """`transformers` (embedded), `vllm` (in this process), `vllm-server` (a server that is started and stopped,
+    """`transformers` (embedded), `vllm` (a process of its own), `vllm-server` (a server that is started and stopped,
     or joined where `url` is set)."""
     model: str | Path = ""
     url: str = ""

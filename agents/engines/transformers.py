@@ -22,6 +22,7 @@ from gymrl.agents.engines.base import (
     Generation,
     GenerationRequest,
     OnDone,
+    Seats,
     gathered,
 )
 from gymrl.agents.engines.pace import Pace, Paces, Place
@@ -130,7 +131,8 @@ class TransformersEngine(Engine):
     def open_pace(self, lag: int) -> Pace[_Running]:
         return self._paces.open(lag)
 
-    async def generate_at(self, request: GenerationRequest, pace: Pace[_Running], seat: int) -> Generation:
+    async def generate_at(self, request: GenerationRequest, pace: Seats, seat: int) -> Generation:
+        assert isinstance(pace, Pace)
         run = self._admit(request)
         run.place = Place(pace, seat)
         with self._lock:

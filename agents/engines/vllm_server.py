@@ -20,7 +20,6 @@ from typing import Any
 
 import httpx
 import torch
-from safetensors.torch import save_file
 
 from gymrl.agents.engines import vllm_guard
 from gymrl.agents.engines.base import (
@@ -31,6 +30,7 @@ from gymrl.agents.engines.base import (
     GenerationRequest,
     Sampling,
 )
+from gymrl.agents.engines.handover import Handover
 from gymrl.agents.engines.vllm_common import (
     engine_options,
     environment,
@@ -46,8 +46,6 @@ from gymrl.agents.engines.vllm_common import (
 
 START_SECONDS = 1800.0
 """How long a server may take to load its model."""
-WEIGHTS_FOLDER = "GYMRL_WEIGHTS_FOLDER"
-"""Environment variable: a folder that this machine and a joined server's both see; default is shared memory."""
 ANY_VOCABULARY = 2**31
 NEEDED_FLAGS = (
     "VLLM_SERVER_DEV_MODE=1 python -m vllm.entrypoints.openai.api_server --model MODEL --enable-scale-out "
@@ -72,7 +70,7 @@ class VllmServerEngine(Engine):
         self._closed = self._paused = False
         self._client: httpx.AsyncClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._weights: Path | None = None
+        self._handover = Handover()
         if settings.url:
             self.url = settings.url.rstrip("/").removesuffix("/v1")
             self._join(settings)
@@ -109,7 +107,7 @@ class VllmServerEngine(Engine):
     async def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """Raises ValueError if weights are missing or unknown; the engine then needs a complete set."""
         tensors = dict(weights)
-        path = await asyncio.to_thread(self._write, tensors)
+        path = await asyncio.to_thread(self._handover.write, tensors)
         held = self._paused
         try:
             if not held:
@@ -147,8 +145,7 @@ class VllmServerEngine(Engine):
             self._closed = True
             if self._server is not None:
                 self._server.stop()
-            if self._weights is not None:
-                shutil.rmtree(self._weights, ignore_errors=True)
+            self._handover.close()
 
     # -- HTTP ------------------------------------------------------------------------------------------
 
@@ -232,31 +229,6 @@ class VllmServerEngine(Engine):
             )
         spans = choice["weight_versions"] or ()
         self.version = max((int(span["version"]) for span in spans if span["version"].isdigit()), default=0)
-
-    def _write(self, tensors: dict[str, torch.Tensor]) -> Path:
-        if self._weights is None:
-            shared = Path("/dev/shm")
-            default = str(shared) if shared.is_dir() else None
-            self._weights = Path(
-                tempfile.mkdtemp(prefix="gymrl-", dir=os.environ.get(WEIGHTS_FOLDER, default))
-            )
-        path = self._weights / "weights.safetensors"
-        seen: set[int] = set()
-        state = {}
-        for name, tensor in tensors.items():
-            copy = tensor.detach().cpu().contiguous()
-            # Two names for one storage (tied weights) are not allowed in the file.
-            state[name] = copy.clone() if copy.data_ptr() in seen else copy
-            seen.add(copy.data_ptr())
-        try:
-            save_file(state, path)
-        except OSError as error:
-            path.unlink(missing_ok=True)
-            raise EngineFault(
-                f"the weights cannot be written to {path} ({error}): make room there, or name another folder "
-                f"in {WEIGHTS_FOLDER}"
-            ) from error
-        return path
 
 
 @dataclass
