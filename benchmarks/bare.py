@@ -242,8 +242,9 @@ class Pages:
 
     async def reset(self, data: str) -> None:
         if self.page is None:
-            from gymrl.envs.web_pages.browser import FLAGS, VIEWPORT, find_chromium
             from playwright.async_api import async_playwright
+
+            from gymrl.envs.web_pages.browser import FLAGS, VIEWPORT, find_chromium
 
             kept = [flag for flag in FLAGS if flag not in ("--remote-debugging-pipe", "--headless")]
             playwright = await self.stack.enter_async_context(async_playwright())

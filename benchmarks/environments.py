@@ -1,4 +1,5 @@
-"""Each family of environments beside the package it is made of: `python benchmarks/environments.py [FAMILY ...] [--quick]`.
+"""Each family of environments beside the package it is made of:
+`python benchmarks/environments.py [FAMILY ...] [--quick]`.
 
 One table: steps/s through gymrl (a pool and a handle, one episode at a time) over the package used bare with the same
 actions, in one process, taking turns; seconds from the start of a fresh process to the first observation; memory of an
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import bare
+
 from gymrl.envs import Action
 from gymrl.envs.records import TaskSpec
 from gymrl.envs.registry import MissingExtra, entry

@@ -184,8 +184,8 @@ class GymEnv(gymnasium.Env[Any, Any]):
 
 
 def normal_step(name: str, value: Any) -> StepResult:
-    """What a `step` returned, in its one form, with an info dict of its own. Raises EnvironmentFault, which begins with the environment's name, for
-    what is no step's value, and for a reward that is no finite number."""
+    """What a `step` returned, in its one form, with an info dict of its own. Raises EnvironmentFault, which begins
+    with the environment's name, for what is no step's value, and for a reward that is no finite number."""
     if not isinstance(value, tuple) or not 3 <= len(value) <= 5:
         raise EnvironmentFault(f"{name}: step() returns (observation, reward, terminated[, info])")
     info: dict[str, Any] = {}

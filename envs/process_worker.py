@@ -128,10 +128,11 @@ class _Server:
         if key in self.running:
             coroutine.close()
             raise EnvironmentFault("an environment plays one call at a time: await the last one first")
-        task = asyncio.ensure_future(coroutine)
+        task = asyncio.current_task()
+        assert task is not None
         self.running[key] = task
         try:
-            return await task
+            return await coroutine
         finally:
             del self.running[key]
 

@@ -52,7 +52,10 @@ class Worker:
         self._ids = itertools.count(1)
         self._waiting: dict[int, tuple[Future[Any], str]] = {}
         self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._queued = 0
+        """Messages in the outbox that are not yet sent."""
         self._kill_reason = ""
         self._closing = False
         self._process: subprocess.Popen[bytes] | None = None
@@ -72,13 +75,14 @@ class Worker:
             if self.dead:
                 raise EnvironmentFault(f"{what}: {self.dead}")
             self._waiting[number] = (future, what)
-        self._outbox.put(message)
+            self._post(message)
         return future
 
     def stop(self, grace: float) -> None:
         """Ask the process to close its environments and go; kill it after `grace` seconds. Blocks."""
         self._closing = True
-        self._outbox.put(frame((0, "exit", ())))
+        with self._lock:
+            self._post(frame((0, "exit", ())))
         self.thread.join(grace)
         if self.thread.is_alive():
             self.kill("was stopped")
@@ -88,6 +92,20 @@ class Worker:
         self._kill_reason = self._kill_reason or reason
         if self._process is not None:
             self._process.kill()
+
+    def _post(self, message: bytes) -> None:
+        """Send a message, with the lock held: at once, as far as the pipe takes it and nothing waits before it (a
+        thread less to wake); the rest is the writer's."""
+        if self._socket is not None and not self._queued:
+            try:
+                message = message[self._socket.send(message, socket.MSG_DONTWAIT) :]
+            except BlockingIOError:
+                pass
+            except OSError:  # the process is gone, as the reader will find
+                return
+        if message:
+            self._queued += 1
+            self._outbox.put(message)
 
     # -- the threads -------------------------------------------------------------------------------------
 
@@ -104,6 +122,8 @@ class Worker:
             with theirs:
                 self._process = self._start(theirs.fileno())
             self.pid = self._process.pid
+            with self._lock:
+                self._socket = ours
             writer.start()
             self._read(ours)
         except Exception as error:  # whatever it was, nobody may wait for this worker for ever
@@ -131,6 +151,8 @@ class Worker:
                 sock.sendall(message)
             except OSError:
                 return
+            with self._lock:
+                self._queued -= 1
 
     def _read(self, sock: socket.socket) -> None:
         poll = select.poll()
@@ -171,7 +193,7 @@ class Worker:
             how = self._kill_reason or ("was closed" if self._closing else _exit_words(code))
             reason = reason or f"the worker process {self.pid} {how}"
         with self._lock:
-            self.dead = reason or "the worker process is gone"
+            self.dead, self._socket = reason or "the worker process is gone", None
             waiting, self._waiting = self._waiting, {}
         for future, what in waiting.values():
             if future.set_running_or_notify_cancel():
