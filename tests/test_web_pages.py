@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 
 from gymrl.envs import Action, EnvironmentFault, MissingExtra, ToolCall, make
 from gymrl.envs.records import SPLIT_SHARES
-from gymrl.envs.web_pages.browser import Keeper, find_chromium, shared_keeper
+from gymrl.envs.web_pages.browser import Keeper, Lease, find_chromium, shared_keeper
+from gymrl.envs.web_pages.gate import Gate
 from gymrl.envs.web_pages.grammar import HELP, Command, Refusal, is_key, lines_of, parse, tools
 from gymrl.envs.web_pages.tasks import DEFAULT, FEW_PAGES, ORACLES, TASKS, page_url, task_names
 
@@ -274,6 +275,47 @@ def test_no_page_is_in_two_splits() -> None:
 
 
 @needs_chromium
+def test_tasks_that_show_the_same_pages_have_them_in_the_same_splits() -> None:
+    env = make(ENV, tasks="choose-date,choose-date-easy")  # December is in both
+    owners: list[dict[int, bool]] = []
+    low, high = SPLIT_SHARES["train"]
+    draws = (
+        "async ([low, high]) => { const found = []; for (let i = 0; i < 200; i++) {"
+        " const { problem, owned } = await gymrl.begin({ seed: `${i}`, low, high, draws: 1 });"
+        " found.push([problem, owned]); } return found; }"
+    )
+    for index in range(2):
+        env.reset(options={"task": env.task_spec(index, "train")})
+        page, keeper = env.world.page, env.world.keeper
+        owners.append(dict(asyncio.run(keeper.call(lambda p=page: p.page.evaluate(draws, [low, high])))))
+    one, other = owners
+    assert len(one.keys() & other.keys()) >= 5
+    assert all(one[problem] == other[problem] for problem in one.keys() & other.keys())
+    assert {True, False} == set(one.values()) == set(other.values())
+    env.close()
+
+
+@needs_chromium
+def test_the_mouse_is_over_nothing_when_an_episode_begins() -> None:
+    env = make(ENV, tasks="click-menu")
+    observation, _ = env.reset(options={"index": 0})
+    page, keeper = env.world.page, env.world.keeper
+
+    def evaluate(script: str) -> Any:
+        return asyncio.run(keeper.call(lambda: page.page.evaluate(script)))
+
+    hovered = "[...document.querySelectorAll(':hover')].map((el) => el.tagName)"
+    (item, _), *_ = [each for each in env.world.look.elements if each[1] == "menuitem"]
+    env.step(f"hover({item})")
+    assert "LI" in evaluate(hovered)
+    assert env.reset(options={"index": 0})[0].text == observation.text
+    two_frames = "() => new Promise((go) => gymrl.native.frame(() => gymrl.native.frame(go)))"
+    evaluate(two_frames)  # by then the browser has told a page of a mouse that rests over it
+    assert evaluate(hovered) == []
+    env.close()
+
+
+@needs_chromium
 def test_the_clock_stands_still_between_actions() -> None:
     env = make(ENV, tasks="use-autocomplete")  # its list opens after 300 ms of the page's time
     env.reset(options={"index": 0})
@@ -417,6 +459,82 @@ def test_what_is_opened_is_closed_and_counted() -> None:
     keeper.shut()
     assert keeper.counts == {"browsers opened": 1, "browsers closed": 1, "pages opened": 2, "pages closed": 2}
     assert wait_until(lambda: not alive(group))
+
+
+@needs_chromium
+async def test_no_input_is_lost_while_other_pages_open() -> None:
+    env = make(ENV, tasks="click-button")
+    await env.areset(env.task_spec(0))
+    page, keeper = env.world.page, env.world.keeper
+    count = "() => { window.moves = []; addEventListener('mousemove', (e) => moves.push(e.clientX), true); }"
+    await keeper.call(lambda: page.page.evaluate(count))
+    leases: list[Lease] = []
+    wanted = list(range(10, 22))
+    for x in wanted:
+        lease, _ = await asyncio.gather(keeper.call(keeper.lease, 240), env.astep(f"hover({x}, 100)"))
+        leases.append(lease)
+    assert await keeper.call(lambda: page.page.evaluate("moves")) == wanted
+    for lease in leases:
+        await keeper.call(lease.give_back)
+    await env.aclose()
+
+
+@needs_chromium
+async def test_a_page_that_opens_for_nobody_is_closed() -> None:
+    keeper = Keeper(find_chromium())
+    first = await keeper.call(keeper.lease, 240)
+    context = keeper.chromium.context if keeper.chromium else None
+    assert context is not None
+    for _ in range(3):
+        waiting = asyncio.create_task(keeper.call(keeper.lease))
+        loop, seen = asyncio.get_running_loop(), asyncio.Event()
+        context.once("page", lambda _, seen=seen, loop=loop: loop.call_soon_threadsafe(seen.set))
+        # It is cancelled on the keeper's own loop, in the middle of what opens it.
+        context.once(
+            "page", lambda _: [task.cancel() for task in asyncio.all_tasks() if named(task, "_guarded")]
+        )
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await asyncio.wait_for(seen.wait(), 60)
+    await asyncio.to_thread(wait_until, lambda: len(context.pages) == 2)
+    assert len(context.pages) == 2 and keeper.leases == 1  # the root and the first
+    await keeper.call(first.give_back)
+    await asyncio.to_thread(keeper.shut)
+    assert keeper.counts == {"browsers opened": 1, "browsers closed": 1, "pages opened": 1, "pages closed": 1}
+
+
+def named(task: asyncio.Task[Any], name: str) -> bool:
+    return getattr(task.get_coro(), "__name__", "") == name
+
+
+async def test_openings_have_the_gate_for_themselves_and_inputs_share_it() -> None:
+    gate = Gate()
+    inside: list[str] = []
+    most = {"input": 0, "opening": 0}
+
+    async def enter(kind: str) -> None:
+        async with getattr(gate, kind)():
+            inside.append(kind)
+            try:
+                assert "opening" not in inside or len(inside) == 1
+                most[kind] = max(most[kind], len(inside))
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            finally:
+                inside.remove(kind)
+
+    rng = random.Random(0)
+    for _ in range(30):
+        tasks = [asyncio.create_task(enter(rng.choice(("input", "opening")))) for _ in range(12)]
+        for _ in range(rng.randrange(4)):
+            await asyncio.sleep(0)
+        for task in rng.sample(tasks, 3):
+            task.cancel()
+        done = await asyncio.gather(*tasks, return_exceptions=True)
+        assert not [error for error in done if isinstance(error, AssertionError)]
+    assert most["opening"] == 1 and most["input"] > 1
+    async with asyncio.timeout(5), gate.opening():  # nobody who was cancelled holds it
+        pass
 
 
 @needs_chromium

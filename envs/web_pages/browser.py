@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gymrl.envs.gym import EnvironmentFault
+from gymrl.envs.web_pages.gate import Gate
 
 T = TypeVar("T")
 
@@ -51,6 +52,8 @@ FLAGS = (
     "--mute-audio", "--password-store=basic", "--use-mock-keychain", "--disable-background-timer-throttling",
     "--disable-backgrounding-occluded-windows", "--disable-renderer-backgrounding", "--disable-hang-monitor",
     "--disable-popup-blocking",
+    # A press is not dropped because its page has not been drawn yet, and loads are not put off because there are many.
+    "--allow-pre-commit-input", "--disable-ipc-flooding-protection",
     "--disable-features=Translate,BackForwardCache,ProactivelySwapBrowsingInstance,RenderDocument,PaintHolding",
     "--hide-scrollbars", "--force-color-profile=srgb", "--font-render-hinting=none",
     # The flight tasks are a page inside a page, both of files.
@@ -59,6 +62,16 @@ FLAGS = (
     "--host-resolver-rules=MAP * ~NOTFOUND", "--proxy-server=http://127.0.0.1:9", "--proxy-bypass-list=<-loopback>",
     "--remote-debugging-pipe",
 )  # fmt: skip
+
+
+SCRIPTS = ("world", "text", "episode", "actions")
+"""What runs in every page before its own scripts, in this order."""
+
+
+def page_script() -> str:
+    """The four as one, as playwright promises no order among several."""
+    folder = Path(__file__).parent
+    return "\n".join((folder / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
 
 
 def find_chromium(browser: str = "") -> str:
@@ -87,7 +100,8 @@ class Chromium:
         self.browser: Any = None
         self.context: Any = None
         self.root: Any = None
-        self._opening = asyncio.Lock()
+        self.gate = Gate()
+        self._closing: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Raises EnvironmentFault where it does not start."""
@@ -109,7 +123,7 @@ class Chromium:
                 viewport=VIEWPORT, locale="en-US", timezone_id="UTC", offline=True, accept_downloads=False,
                 service_workers="block",
             )  # fmt: skip
-            await self.context.add_init_script(path=Path(__file__).with_name("page.js"))
+            await self.context.add_init_script(page_script())
             self.root = await self.context.new_page()
         except BaseException as error:
             await self.close()
@@ -119,12 +133,28 @@ class Chromium:
             raise EnvironmentFault(f"{self.executable} does not start ({said}): {MEND}") from error
 
     async def open_page(self) -> Any:
-        """A new page, in a window of its own."""
-        async with self._opening, self.context.expect_page() as opened:
+        """A new page, in a window of its own. Where nobody waits for it any more, it is closed once it is there."""
+        async with contextlib.AsyncExitStack() as entered:
+            await entered.enter_async_context(self.gate.opening())
+            opening = asyncio.get_running_loop().create_task(self._open_page(entered.pop_all()))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            closing = asyncio.get_running_loop().create_task(self._close_opened(opening))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+            raise
+
+    async def _open_page(self, entered: contextlib.AsyncExitStack) -> Any:
+        async with entered, self.context.expect_page() as opened:
             await self.root.evaluate(
                 "([width, height]) => gymrl.openWindow(width, height)", list(VIEWPORT.values())
             )
-        return await opened.value
+            return await opened.value
+
+    async def _close_opened(self, opening: asyncio.Task[Any]) -> None:
+        with contextlib.suppress(Exception):
+            await (await opening).close()
 
     def bury(self, reason: str) -> None:
         """Mark it as dead and kill what is left of it."""

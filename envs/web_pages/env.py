@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import random
 from collections.abc import Awaitable, Callable
@@ -56,7 +57,7 @@ class MiniWoB(Environment):
     truncated. browser: the path of a Chromium or Chrome.
     """
 
-    version = "1"
+    version = "2"
     runs = "inline"
 
     def __init__(
@@ -76,6 +77,7 @@ class MiniWoB(Environment):
         self.keeper: Keeper | None = None
         self.page: Page | None = None
         self.look: Look | None = None
+        self.busy = asyncio.Lock()
 
     async def reset(self) -> tuple[Observation, dict[str, Any]]:
         self.name = self.names[self.task.index % len(self.names)]
@@ -171,15 +173,21 @@ class MiniWoB(Environment):
         return self.page
 
     async def _do(self, work: Callable[[], Awaitable[T]], seconds: float = CALL_SECONDS) -> T:
-        """Do something with the page. One that failed, or was cancelled in the middle, is not used again."""
+        """Do something with the page, after what was begun before. One that failed, or was cancelled in the middle, is
+        not used again."""
         assert self.keeper is not None
-        try:
-            return await self.keeper.call(work, seconds)
-        except BaseException:
-            if self.page is not None:
-                self.page.lease.drop()
-                self.page = None
-            raise
+
+        async def alone() -> T:
+            async with self.busy:
+                try:
+                    return await work()
+                except BaseException:
+                    if self.page is not None:
+                        self.page.lease.drop()
+                        self.page = None
+                    raise
+
+        return await self.keeper.call(alone, seconds)
 
     def _message(self, text: str) -> Message:
         image = self.look.image if self.look is not None else None

@@ -19,6 +19,8 @@ ACTION_MS = 500
 """How far the page's clock moves with every action."""
 WAIT_MS = 1000
 DRAG_STEPS = 6
+OUTSIDE = (-1, -1)
+"""Where the mouse is while no episode has moved it."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Page:
         enough to be split). Raises EnvironmentFault where there is none."""
         low, high = SPLIT_SHARES[split] if scattered else (0, 100)
         asked = {
-            "seed": seed, "low": low, "high": high, "draws": DRAWS, "split": f"miniwob/{task}", "at": self.positions,
+            "seed": seed, "low": low, "high": high, "draws": DRAWS, "at": self.positions, "images": self.images,
         }  # fmt: skip
         await self._load(page_url(task))
         found = await self.page.evaluate("(asked) => gymrl.begin(asked)", asked)
@@ -71,13 +73,21 @@ class Page:
     async def _load(self, url: str) -> None:
         if not self.begun:
             await self.page.goto(url)
-        else:  # the page's own navigation stays in its process, and costs half of what goto does
+        else:
+            # A mouse that rests where the last episode left it would be over something in the next one.
+            async with self.lease.chromium.gate.input():
+                await self.page.mouse.move(*OUTSIDE)
+            # The page's own navigation stays in its process, and costs half of what goto does.
             async with self.page.expect_navigation():
                 await self.page.evaluate("(url) => { location.href = url; }", url)
         self.begun += 1
 
     async def act(self, commands: list[Command | Refusal]) -> tuple[Look, str]:
         """Do the commands until one fails or the task is done; what the page then shows, and why one failed."""
+        async with self.lease.chromium.gate.input():
+            return await self._act(commands)
+
+    async def _act(self, commands: list[Command | Refusal]) -> tuple[Look, str]:
         trouble, last = "", len(commands) - 1
         found: Any = None
         for number, command in enumerate(commands):
