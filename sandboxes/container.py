@@ -28,7 +28,7 @@ from typing import IO, Any
 from gymrl.sandboxes import remote
 from gymrl.sandboxes.base import Limits, SandboxUnavailable
 from gymrl.sandboxes.image import ensure_image
-from gymrl.sandboxes.inside import numbers
+from gymrl.sandboxes.inside import numbers, protocol
 from gymrl.sandboxes.pool import PoolSandbox
 from gymrl.sandboxes.worker import HOUSE, START, Worker
 
@@ -323,7 +323,7 @@ class ContainerWorker(Worker):
             image,
             ["python3", *flags, "/gymrl/inside/start.py", json.dumps(config)],
             entrypoint=[],
-            environment={"PYTHONHASHSEED": "0", "PATH": "/usr/local/bin:/usr/bin:/bin"},
+            environment={**protocol.ENVIRONMENT, "PATH": "/usr/local/bin:/usr/bin:/bin"},
             labels={LABEL: owner(), FOLDER: self.folder},
             network_mode="none", ipc_mode="none", read_only=True, user=NOBODY, cap_drop=["ALL"],
             security_opt=["no-new-privileges:true", f"seccomp={profile()}"],
@@ -359,9 +359,7 @@ class ContainerWorker(Worker):
         return ""
 
 
-def _end(
-    owner: int, process: Any, control: socket.socket, log: IO[bytes], folder: str, client: Any
-) -> None:
+def _end(owner: int, process: Any, control: socket.socket, log: IO[bytes], folder: str, client: Any) -> None:
     control.close()
     log.close()
     if os.getpid() != owner:  # a forked copy: the container is another's

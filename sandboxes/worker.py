@@ -154,7 +154,7 @@ class Worker:
             try:
                 self.process = subprocess.Popen(
                     [*command, json.dumps(config)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                    stderr=self.log, cwd="/", env={"PYTHONHASHSEED": "0"}, pass_fds=(theirs.fileno(), *doors),
+                    stderr=self.log, cwd="/", env=protocol.ENVIRONMENT, pass_fds=(theirs.fileno(), *doors),
                     start_new_session=True,
                 )  # fmt: skip
             except BaseException:

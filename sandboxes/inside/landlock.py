@@ -61,4 +61,4 @@ def _allow(rules: int, path: str, access: int) -> None:
 
 def restrict(rules: int) -> None:
     """From here on. The process has to have `no_new_privs`."""
-    syscalls.call("landlock_restrict_self", rules, 0)
+    syscalls.restrict(rules)

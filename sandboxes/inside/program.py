@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import ast
 import atexit
 import contextlib
@@ -36,33 +37,58 @@ from gymrl.sandboxes.inside import syscalls as sc
 OPEN_FILES = 128
 CHANNEL = 3
 HERE = os.path.dirname(__file__)
+MAIN = types.ModuleType("__main__")
+"""What a program runs in; the worker itself leaves it as it is."""
+HOOKS: list[dict[str, Any]] = []
+"""What is to be called at a fork of a program's that need not be called at one of the worker."""
 
 
 @dataclass(frozen=True, slots=True)
 class Confinement:
     """What a child does to itself before the program starts.
 
-    user: to whom it changes (None: nobody else). rules: a Landlock ruleset (-1: none). filter: a compiled seccomp
-    policy of its own (empty: the worker's holds). die: whether it dies with the worker by signal, being no child of
-    process 1. processes: how many this user may have, None where that cannot be counted for the run alone.
+    user: to whom it changes (None: nobody else). groups: whether it is in groups that it has to leave. rules: a
+    Landlock ruleset (-1: none). filter: a compiled seccomp policy of its own (empty: the worker's holds). die: whether
+    it dies with the worker by signal, being no child of process 1. limits: rlimits, soft and hard.
     """
 
     user: int | None
+    groups: bool
     rules: int
     filter: bytes
     ask: bool
     die: bool
-    memory: int
-    file_size: int
-    processes: int | None
-    cpu: int
+    limits: tuple[tuple[int, int], ...]
 
 
-def limit(kind: int, value: int) -> None:
-    """Lower one rlimit, soft and hard; a hard limit that is lower already stays."""
-    hard = getrlimit(kind)[1]
-    value = value if hard == RLIM_INFINITY else min(value, hard)
-    setrlimit(kind, (value, value))
+HARD = {
+    kind: sys.maxsize if (hard := getrlimit(kind)[1]) == RLIM_INFINITY else hard
+    for kind in (RLIMIT_NOFILE, RLIMIT_FSIZE, RLIMIT_AS, RLIMIT_NPROC, RLIMIT_CPU)
+}
+"""The worker's own hard limits, which a program's cannot be above."""
+
+
+def limits(memory: int, file_size: int, processes: int | None, cpu: int) -> tuple[tuple[int, int], ...]:
+    """The rlimits of a program, soft and hard. processes: None where they cannot be counted; cpu: 0 for no limit."""
+    wanted = [(RLIMIT_NOFILE, OPEN_FILES), (RLIMIT_FSIZE, file_size), (RLIMIT_AS, memory)]
+    if processes is not None:
+        wanted.append((RLIMIT_NPROC, processes))
+    if cpu:
+        wanted.append((RLIMIT_CPU, cpu))
+    return tuple((kind, min(value, HARD[kind])) for kind, value in wanted)
+
+
+def harden() -> None:
+    """Of the worker, once: the limits that are the same for every program and that the worker needs no more than they.
+    What it imported for itself is forgotten, and what programs find as `__main__` is there."""
+    for kind in (RLIMIT_CORE, RLIMIT_MEMLOCK, RLIMIT_MSGQUEUE):
+        setrlimit(kind, (0, 0))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "gymrl"]:
+        del sys.modules[name]
+    sys.modules["__main__"] = MAIN
+    sys.argv = ["main.py"]
+    gc.collect()
+    gc.freeze()
 
 
 def confine(bounds: Confinement, fds: list[int]) -> int:
@@ -70,15 +96,10 @@ def confine(bounds: Confinement, fds: list[int]) -> int:
     os.setsid()
     for target, fd in enumerate(fds, 1):
         os.dup2(fd, target, inheritable=target < CHANNEL)
-    for kind, value in ((RLIMIT_CORE, 0), (RLIMIT_NOFILE, OPEN_FILES), (RLIMIT_FSIZE, bounds.file_size),
-                        (RLIMIT_AS, bounds.memory), (RLIMIT_MEMLOCK, 0), (RLIMIT_MSGQUEUE, 0)):  # fmt: skip
-        limit(kind, value)
-    if bounds.processes is not None:
-        limit(RLIMIT_NPROC, bounds.processes)
-    if bounds.cpu:
-        limit(RLIMIT_CPU, bounds.cpu)
+    for kind, value in bounds.limits:
+        setrlimit(kind, (value, value))
     if bounds.user is not None:
-        if os.geteuid() == 0:
+        if bounds.groups:
             with contextlib.suppress(PermissionError):
                 os.setgroups([])
         os.setresgid(bounds.user, bounds.user, bounds.user)
@@ -86,26 +107,19 @@ def confine(bounds: Confinement, fds: list[int]) -> int:
     if bounds.die:
         sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
     if bounds.rules >= 0 or bounds.filter or not bounds.die:
-        sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
+        if bounds.die:  # else the worker has it, and so has its child
+            sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
         sc.drop_capabilities()
     if bounds.rules >= 0:
         landlock.restrict(bounds.rules)
-    own = 0 if bounds.ask else os.getpid()  # a session's process is another one every turn
-    listener = seccomp.install(bounds.filter, own or seccomp.SELF, bounds.ask) if bounds.filter else 0
+    listener = 0
+    if bounds.filter:
+        own = seccomp.SELF if bounds.ask else os.getpid()  # a session's process is another one every turn
+        listener = seccomp.install(bounds.filter, own, bounds.ask)
     if listener:
         listener = os.dup2(listener, len(fds) + 1)
     os.closerange(len(fds) + 1 + (listener > 0), 65536)
     return listener
-
-
-def main_module() -> dict[str, Any]:
-    """A fresh `__main__`; its namespace. What the worker imported for itself is forgotten."""
-    for name in [name for name in sys.modules if name.partition(".")[0] == "gymrl"]:
-        del sys.modules[name]
-    module = types.ModuleType("__main__")
-    sys.modules["__main__"] = module
-    sys.argv = ["main.py"]
-    return module.__dict__
 
 
 def remember(source: str, name: str) -> None:
@@ -136,15 +150,23 @@ def guarded(work: Any) -> int:
 
 def flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
+        try:  # noqa: SIM105  (a context manager costs more than the rest)
             stream.flush()
+        except Exception:
+            pass
+
+
+def regain() -> None:
+    """What `threading` wants called at a fork is called at those of the program (see `start.import_threading`)."""
+    for hooks in HOOKS:
+        os.register_at_fork(**hooks)
 
 
 def finish(status: int) -> NoReturn:
     """End as a Python process ends: wait for threads, run exit handlers, flush."""
 
     def last() -> None:
-        if threading := sys.modules.get("threading"):
+        if _thread._count() and (threading := sys.modules.get("threading")):
             threading._shutdown()
         atexit._run_exitfuncs()
 
@@ -155,15 +177,17 @@ def finish(status: int) -> NoReturn:
 
 def program(source: bytes) -> NoReturn:
     """Run a whole program and exit."""
+    regain()
     text = source.decode("utf-8", "surrogatepass")
     remember(text, "main.py")
-    names = main_module()
+    names = MAIN.__dict__
     finish(guarded(lambda: exec(compile(text, "main.py", "exec", dont_inherit=True), names)))
 
 
 def session(listener: int) -> NoReturn:
     """Carry out orders from the channel, in one namespace; a forked child goes on with a channel of its own."""
-    names = main_module()
+    regain()
+    names = MAIN.__dict__
     channel = socket.socket(fileno=CHANNEL)
     socket.send_fds(
         channel, [protocol.REPLY.pack(protocol.READY, os.getpid(), 0)], [listener] if listener else []

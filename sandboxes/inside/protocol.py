@@ -38,6 +38,9 @@ ITEM = struct.Struct("<cIQQI")
 """One thing of a working tree on its way: kind, mode, time of change (ns), size, length of the path below the tree. The
 path follows, and so many bytes: a file's content or a link's aim."""
 FOLDER, FILE, LINK, END = b"d", b"f", b"l", b"."
+ENVIRONMENT = {"PYTHONHASHSEED": "0", "LD_BIND_NOW": "1"}
+"""What a worker is started with: programs that print a set print the same every time; and symbols are found once, not
+again in every child."""
 LONGEST = 2**20
 """Bytes of a turn's value; a run's output limit cuts it further."""
 

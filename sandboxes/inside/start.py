@@ -26,6 +26,19 @@ def house(folder: str) -> None:
         sys.modules[name] = module
 
 
+def import_threading() -> None:
+    """Import `threading` without what it has called in the child of every fork, which is for locks that threads of the
+    parent held and writes to a hundred pages of memory: this process has one thread. Programs get it back."""
+    from gymrl.sandboxes.inside import program
+
+    register = os.register_at_fork
+    os.register_at_fork = lambda **hooks: program.HOOKS.append(hooks)
+    try:
+        import threading  # noqa: F401
+    finally:
+        os.register_at_fork = register
+
+
 def listen(path: str) -> socket.socket:
     """The one connection that is made to this socket, whose name is removed then."""
     with socket.socket(socket.AF_UNIX) as door:
@@ -44,12 +57,14 @@ def main(config: dict[str, object]) -> None:
         os.write(doors[0], b"0")
         os.close(doors[0])
     house(str(config["house"]))
+    place = config["control"]
+    if place != "":  # else this process has threads: those of the relay
+        import_threading()
     from gymrl.sandboxes.inside import relay, shells, tiers, turns  # noqa: F401  ( imported before the jail closes)
     from gymrl.sandboxes.inside.jail import JailError
     from gymrl.sandboxes.inside.program import warm_up
     from gymrl.sandboxes.inside.zygote import Zygote
 
-    place = config["control"]
     if isinstance(place, int):
         control = socket.socket(fileno=place)
     else:

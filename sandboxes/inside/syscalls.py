@@ -94,7 +94,19 @@ def attach(descriptor: int, target: str) -> None:
     call("move_mount", descriptor, "", AT_FDCWD, target, MOVE_MOUNT_F_EMPTY_PATH)
 
 
+_CAPABILITIES = [
+    ctypes.c_long(_JAIL["capset"]),
+    (ctypes.c_uint32 * 2)(0x20080522, 0),  # this process
+    (ctypes.c_uint32 * 6)(),
+]
+_RESTRICT = ctypes.c_long(_JAIL["landlock_restrict_self"])
+
+
 def drop_capabilities() -> None:
     """Give up every capability of this process."""
-    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
-    call("capset", ctypes.byref(header), ctypes.byref((ctypes.c_uint32 * 6)()))
+    _check(_libc.syscall(*_CAPABILITIES), "capset")
+
+
+def restrict(rules: int) -> None:
+    """Bind this process and its children to a Landlock ruleset."""
+    _check(_libc.syscall(_RESTRICT, rules, 0), "landlock_restrict_self")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from gymrl.sandboxes.inside import files, jail, landlock, seccomp, trees
 from gymrl.sandboxes.inside import syscalls as sc
 from gymrl.sandboxes.inside.jail import JailError, step
-from gymrl.sandboxes.inside.program import Confinement
+from gymrl.sandboxes.inside.program import Confinement, limits
 from gymrl.sandboxes.inside.watch import Watch, folder_size
 
 WORKER_CALLS = (
@@ -25,6 +26,17 @@ LANDLOCK_MEND = (
     "a kernel with Landlock is needed (Linux 5.13, booted with lsm=landlock,...), and a container whose seccomp "
     "profile lets it through"
 )
+
+
+Stamp = tuple[int, int]
+COARSE = 5
+"""The clock that files are stamped with, CLOCK_REALTIME_COARSE."""
+
+
+def stamp(path: str) -> Stamp:
+    """Of a folder in memory: when it was last changed (its entries, owner, mode and attributes included) and read."""
+    info = os.stat(path)
+    return info.st_ctime_ns, info.st_atime_ns
 
 
 @dataclass
@@ -42,6 +54,7 @@ class Tier:
     user: int | None
     readable: list[str]
     abi: int = 0
+    groups: bool = field(default_factory=lambda: os.geteuid() == 0 and bool(os.getgroups()))
     filters: dict[bool, bytes] = field(default_factory=dict)
     disk: int = -1
     rules: int = -1
@@ -50,6 +63,8 @@ class Tier:
     shell: bool = False
     layered: bool = False
     tree: files.Tree | None = None
+    stamps: tuple[Stamp, ...] = ()
+    settled: bool = False
 
     @property
     def work(self) -> str:
@@ -81,6 +96,7 @@ class Tier:
                 jail.refresh(disk, self.names)
                 if self.shell:  # git looks at whose a repository is
                     self.own(self.work)
+                self.stamps = stamp(self.work), stamp(self.temporary)
         else:
             os.chdir("/")
             for path in (self.work, self.temporary):
@@ -123,9 +139,21 @@ class Tier:
         self.used()
         self.prepare(disk)
 
+    def begin(self) -> None:
+        """A run is about to begin: whatever it changes in the folders will bear a later time than they do, unless they
+        were made within this tick of the clock."""
+        now = time.clock_gettime_ns(COARSE)
+        self.settled = bool(self.stamps) and all(changed < now for changed, _ in self.stamps)
+
+    def over(self) -> None:
+        """A run is over, and all its processes are: the next one gets other folders, or the same ones where the run has
+        left nothing in them, not even the time at which it looked into them."""
+        if not (self.settled and self.stamps == (stamp(self.work), stamp(self.temporary))):
+            self.used()
+
     def used(self) -> None:
-        """A run has used the folders: the next one gets others."""
-        self.disk = -1
+        """The folders have been used: what comes next gets others."""
+        self.disk, self.stamps = -1, ()
 
     def own(self, name: int | str, folder: int | None = None) -> None:
         """Hand a file to the user that programs run as."""
@@ -142,8 +170,8 @@ class Tier:
         """keeps: how many processes of the worker and of checkpoints count beside the program's own."""
         counted = self.name == "namespaces" or self.user is not None
         return Confinement(
-            self.user, self.rules, self.filters.get(keeps > 0, b""), keeps > 0, not self.alone, self.size + memory,
-            file_size, processes + keeps + 3 if counted else None, cpu,
+            self.user, self.groups, self.rules, self.filters.get(keeps > 0, b""), keeps > 0, not self.alone,
+            limits(self.size + memory, file_size, processes + keeps + 3 if counted else None, cpu),
         )  # fmt: skip
 
 

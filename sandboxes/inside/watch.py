@@ -120,9 +120,23 @@ class Watch:
 
     def ended_all(self, keep: Collection[int], patience: float) -> bool:
         """The same within so many seconds; whether it could be done."""
-        keep = set(keep)
         deadline = time.monotonic() + patience
         pause = 0.0
+        while self.alone and not keep:
+            try:
+                os.kill(-1, signal.SIGKILL)  # all at once: nothing can be forked in between
+            except (
+                ProcessLookupError
+            ):  # there is nothing else in the namespace, not even what is to be reaped
+                return True
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(pause)
+            pause = 0.001
+        keep = set(keep)
         while True:
             with contextlib.suppress(ChildProcessError):
                 while os.waitpid(-1, os.WNOHANG)[0]:
@@ -134,15 +148,11 @@ class Watch:
                 ]  # a kept process is yet to reap its children
             if not left:
                 return True
-            if self.alone and not keep:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(-1, signal.SIGKILL)  # all at once: nothing can be forked in between
-            else:
-                if not self.alone:
-                    self._strike_groups(left, keep)
-                for pid in left:
-                    with contextlib.suppress(ProcessLookupError, PermissionError):
-                        os.kill(pid, signal.SIGKILL)
+            if not self.alone:
+                self._strike_groups(left, keep)
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
             if time.monotonic() > deadline:
                 return False
             time.sleep(pause)

@@ -17,8 +17,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import NoReturn
 
-from gymrl.sandboxes.inside import protocol, questions
-from gymrl.sandboxes.inside.program import confine, program, session
+from gymrl.sandboxes.inside import files, protocol, questions
+from gymrl.sandboxes.inside.program import confine, harden, program, session
 from gymrl.sandboxes.inside.tiers import Tier
 from gymrl.sandboxes.inside.watch import Watch
 
@@ -113,8 +113,6 @@ class Zygote:
         self.watch.end()
         os.chdir("/")
         if self.tier.folder and not self.tier.alone:
-            from gymrl.sandboxes.inside import files
-
             with contextlib.suppress(OSError):
                 files.wipe(self.tier.folder)
                 os.rmdir(self.tier.folder)
@@ -160,6 +158,7 @@ class Zygote:
     def run(self, request: Request) -> None:
         """One program from start to end."""
         self.tier.prepare(request.disk)
+        self.tier.begin()
         start = time.monotonic()
         pid = self.spawn(request, request.fds)
         nonce = self.exactly(protocol.NONCE)
@@ -175,11 +174,12 @@ class Zygote:
             os.close(handle)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         self.watch.end()
-        self.check_child()
+        if status:
+            self.check_child()
         if self.watch.struck() and cause == protocol.ENDED:
             cause = protocol.MEMORY
         self.answer(Outcome(cause, status), nonce, start)
-        self.tier.used()
+        self.tier.over()
         self.tier.prepare(request.disk)
 
     def strike(self, pid: int) -> None:
@@ -245,6 +245,7 @@ class Zygote:
         from gymrl.sandboxes.inside.shells import Shell
         from gymrl.sandboxes.inside.turns import Turns
 
+        harden()
         self.ready()
         turns: Turns | Shell = Turns(self)
         while True:
