@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from gymrl.agents.engines.base import EngineFault, EngineSettings, Sampling, open_engine
+from gymrl.agents.hub import out_of_reach
 from gymrl.agents.players import Agent, ModelAgent, ScriptedAgent
 
 if TYPE_CHECKING:
@@ -143,6 +144,8 @@ def load_tokenizer(source: str) -> tuple[PreTrainedTokenizerBase, Any, tuple[int
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
     local = Path(source).is_dir()
+    if not local and (reason := out_of_reach(source)):
+        raise UnknownPolicy(f"the model {source!r} is no folder here, and as a hub name {reason}: {WHAT}.")
     try:
         config = AutoConfig.from_pretrained(source)
     except Exception as error:

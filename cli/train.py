@@ -51,10 +51,11 @@ def train(
         raise typer.BadParameter(
             "a run that is resumed has its recipe and its folder: name neither", param_hint="--resume"
         )
-    if resume is None:  # a wrong recipe is told at once, before the heavy imports
+    if resume is None:  # a wrong recipe or environment is told at once, before the heavy imports
+        from gymrl.envs.registry import entry
         from gymrl.rl.recipes import load
 
-        load(recipe or "quickstart", overrides)
+        entry(load(recipe or "quickstart", overrides).env.id)
     loading()
     from gymrl.rl.crew import crew
     from gymrl.rl.run import train as run

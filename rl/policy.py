@@ -6,6 +6,7 @@ from pathlib import Path
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from gymrl.agents.hub import out_of_reach
 from gymrl.agents.parsers import with_calls
 from gymrl.agents.records import Episode
 from gymrl.agents.rendering import Renderer
@@ -43,9 +44,15 @@ def start_policy(recipe: Recipe, demonstrations: list[Episode], folder: Path) ->
 
 
 def check_source(path: str) -> None:
-    """Raise PolicyFault if this can be no hub name, and there is no such folder: before anything is asked or made."""
+    """Raise PolicyFault if the policy cannot be had, no such folder and no hub: before anything is asked or made."""
     is_path = path.startswith(("/", ".", "~")) or path.count("/") > 1
-    if path == "tiny" or (not is_path and not Path(path).is_dir()):
+    if path == "tiny":
+        return
+    if not is_path and not Path(path).is_dir():
+        if reason := out_of_reach(path):
+            raise PolicyFault(
+                f"model.path: {path!r} is no folder here, and as a hub name {reason}: name a folder, or 'tiny'"
+            )
         return
     if not Path(path).is_dir():
         raise PolicyFault(
