@@ -41,24 +41,27 @@ Params = Annotated[
 
 @app.command("list")
 def list_() -> None:
-    """List every environment, those of installed packages included."""
+    """List every environment, those of installed packages included; under the list, how to install what is not."""
     from rich.console import Console
     from rich.table import Table
 
     from gymrl.envs import MissingExtra, registered
 
     table = Table("id", "from", "runs", "what it is")
+    mends: list[str] = []  # outside of the table, which would cut a command in two
     for env_id, entry in registered().items():
         try:
             cls = entry.cls()
         except MissingExtra as missing:
-            mend = str(missing).rsplit(": ", 1)[-1].replace("[", r"\[")
-            table.add_row(env_id, entry.source, "-", f"not installed: {mend}")
+            mends.append(f"{env_id}: {missing}")
+            table.add_row(env_id, entry.source, "-", "not installed, see below")
         except Exception as error:  # someone else's package may break in its own way; the list goes on
             table.add_row(env_id, entry.source, "-", f"broken: {error}".replace("[", r"\["))
         else:
             table.add_row(env_id, entry.source, cls.runs, _first_line(cls).replace("[", r"\["))
     Console().print(table)
+    for mend in mends:
+        typer.echo(mend)
 
 
 @app.command()

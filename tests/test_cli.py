@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from gymrl.cli import train as train_module
 from gymrl.cli.main import app, run, sentence
-from gymrl.envs import Action, Environment, EnvironmentFault, register
+from gymrl.envs import Action, Environment, EnvironmentFault, Tool, register
 from gymrl.leaderboards import results as results_module
 from gymrl.leaderboards.suite import update_hash
 
@@ -49,7 +49,25 @@ class Parrot(Environment):
         return bool(action.text)
 
 
+class Bell(Environment):
+    """Ring the bell as often as it says."""
+
+    max_turns = 2
+
+    def tools(self) -> tuple[Tool, ...]:
+        times = {"type": "object", "properties": {"times": {"type": "integer"}}, "required": ["times"]}
+        return (Tool("ring", "Rings the bell.", times),)
+
+    def reset(self) -> str:
+        return "Ring it three times."
+
+    def step(self, action: Action) -> tuple[Any, ...]:
+        rung = sum(call.arguments["times"] for call in action.tool_calls if call.name == "ring")
+        return f"It rang {rung} times.", float(rung == 3), rung == 3
+
+
 register("test/Parrot-v0", Parrot, source="a-test")
+register("test/Bell-v0", Bell, source="a-test")
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -144,8 +162,9 @@ def test_envs_list_shows_where_from_and_what_is_missing(
     code, out, _ = call(capsys, "envs", "list")
     assert code == 0
     lines = {line.split("│")[1].strip(): line for line in out.splitlines() if "│" in line}
+    assert "not installed, see below" in lines["test/Missing-v0"]
     assert "a-test" in lines["test/Parrot-v0"] and "Say what is said." in lines["test/Parrot-v0"]
-    assert 'not installed: pip install "gymrl[textworld]"' in lines["test/Missing-v0"]
+    assert out.splitlines()[-1].endswith('pip install "gymrl[textworld]"')  # whole, however narrow the terminal
 
 
 def test_envs_info(capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,6 +185,14 @@ def test_envs_demo_and_play(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     code, out, _ = call(capsys, "envs", "play", "test/Parrot-v0")
     assert code == 0 and out.endswith("You left.\n")
+
+
+def test_play_takes_tool_calls(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    ring = '<tool_call>{"name": "ring", "arguments": {"times": %d}}</tool_call>\n\n'
+    monkeypatch.setattr(sys, "stdin", io.StringIO(ring % 2 + ring % 3))
+    code, out, _ = call(capsys, "envs", "play", "test/Bell-v0")
+    assert code == 0 and "tool ring(times)" in out
+    assert "It rang 2 times." in out and "[turn 2: reward 1]" in out and "success after 2 turns" in out
 
 
 # -- eval and episodes ---------------------------------------------------------------------------------------
