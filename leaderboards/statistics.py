@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gymrl.agents.evaluation import wilson
+from gymrl.envs.intervals import wilson
 
 __all__ = ["Comparison", "compare", "mcnemar_exact", "paired_interval", "wilson"]
 

@@ -17,7 +17,7 @@ import faulty_envs
 from gymrl.envs import EnvironmentFault, UnknownEnvironment, make, register
 from gymrl.envs.check import LAWS, Report, Settings, Verdict, check
 from gymrl.envs.check.laws.garbage import CONSTANTS, answers, form_of
-from gymrl.envs.check.records import wilson
+from gymrl.envs.intervals import wilson
 from gymrl.envs.records import Action
 
 QUICK = Settings(seconds=2, tasks=24, split_tasks=400, resets=80, garbage=300)

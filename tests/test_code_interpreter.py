@@ -122,7 +122,7 @@ async def test_a_lost_sandbox_makes_the_episode_invalid(monkeypatch):
         async def run(self, *_):
             raise SandboxFault("the worker died")
 
-    monkeypatch.setattr("gymrl.envs.code_interpreter.env.shared_sandbox", lambda _: Lost())
+    monkeypatch.setattr("gymrl.envs.programs.shared_sandbox", lambda _: Lost())
     pool = EnvPool(ID)
     (episode,) = await rollout([Job(pool.task("test", 0))], ScriptedAgent("oracle"), pool)
     assert episode.ending == "invalid" and "the worker died" in episode.reason

@@ -80,7 +80,22 @@ def test_shipped_suites_are_what_their_hash_says(name: str) -> None:
     suite = read_suite(name)
     assert suite.name == name and suite.hash == suite.content_hash()
     assert suite.split == "test" and suite.title and suite.description
-    assert len(suite.task_indices()) >= 100
+    assert len(suite.task_indices()) >= 40
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_every_shipped_suite_has_published_results(name: str, tmp_path: Path) -> None:
+    suite = read_suite(name)
+    found, left_out = find_results(suite, tmp_path)
+    results = {result.policy: result for _, result in found}
+    assert {"oracle", "random", "null"} <= set(results) and not left_out
+    for policy in ("oracle", "random", "null"):
+        result = results[policy]
+        assert result.command == f"gymrl leaderboard run {name} --policy {policy}"
+        assert [outcome.index for outcome in result.outcomes] == suite.task_indices()
+        assert result.env_version == suite.env_version and not result.summary.invalid
+    assert results["oracle"].summary.success == 1.0 and results["null"].summary.success == 0.0
+    assert results["random"].summary.success < 0.5
 
 
 def test_the_hash_is_over_everything_that_defines_the_play(suite_file: Path) -> None:

@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from gymrl.agents.episodes import write_jsonl
-from gymrl.agents.evaluation import wilson
 from gymrl.agents.records import Episode, Turn, episode_to_json
+from gymrl.envs.intervals import wilson
 from gymrl.envs.records import Message, TaskSpec, ToolCall
 from gymrl.rl.report import write_report
 from gymrl.rl.report.charts import BOTTOM, LEFT, RIGHT, TOP, count, ticks, y_scale

@@ -24,12 +24,13 @@ from gymrl.agents.engines.base import (
 )
 from gymrl.agents.engines.transformers import TransformersEngine
 from gymrl.agents.episodes import read_jsonl, read_parquet, write_jsonl, write_parquet
-from gymrl.agents.evaluation import evaluate, evaluation_jobs, wilson
+from gymrl.agents.evaluation import evaluate, evaluation_jobs
 from gymrl.agents.players import Job, ModelAgent, ScriptedAgent
 from gymrl.agents.records import Episode, Turn
 from gymrl.agents.rendering import Renderer
 from gymrl.agents.rollout import RolloutSettings, rollout
 from gymrl.envs import Action, Environment, Message, TaskSpec, Tool, ToolCall, register
+from gymrl.envs.intervals import wilson
 from gymrl.envs.workers import EnvPool
 from gymrl.rl.tiny import make_model, make_tokenizer
 

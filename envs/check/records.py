@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gymrl.envs.environment import Environment
 from gymrl.envs.gym import GymEnv
+from gymrl.envs.intervals import wilson
 from gymrl.envs.registry import entry, make
 
 Status = Literal["holds", "fault", "unchecked"]
@@ -113,13 +113,3 @@ def rate(wins: int, total: int) -> str:
     """A share with its 95 % interval, in words."""
     low, high = wilson(wins, total)
     return f"{wins} of {total} ({low:.2f} to {high:.2f})"
-
-
-def wilson(wins: int, total: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """The Wilson score interval of a share (Wilson 1927); (0, 1) where there is nothing to go by."""
-    if total == 0:
-        return 0.0, 1.0
-    share, scale = wins / total, 1 + z * z / total
-    centre = share + z * z / (2 * total)
-    spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)

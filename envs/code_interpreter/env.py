@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from gymrl.envs.code_interpreter.problems import Arithmetic, Problem, ProblemSource
 from gymrl.envs.environment import Environment
 from gymrl.envs.marks import answer, code_blocks
+from gymrl.envs.programs import Programs, show, told
 from gymrl.envs.records import Action, Message, Observation, TaskSpec
-from gymrl.sandboxes import Result, Session, shared_sandbox
 
 INSTRUCTIONS = "Write Python in a ```python block to run it. End with <answer>...</answer>."
 T = TypeVar("T")
@@ -50,18 +50,18 @@ class CodeInterpreter(Environment):
             self.__dict__["version"] = "2"  # since all families are drawn from
         self.mark = mark
         self.marks = ("<answer>", "</answer>") if mark == "answer" else ("<<<", ">>>")
-        self.stateful, self.timeout, self.sandbox, self.max_turns = stateful, timeout, sandbox, max_calls
-        self.from_head = from_head
-        self.session: Session | None = None
+        self.max_turns, self.from_head = max_calls, from_head
+        self.programs = Programs(sandbox, timeout, stateful)
 
     async def reset(self) -> Observation:
-        if self.session:
-            await self.session.reset()
-        await asyncio.to_thread(shared_sandbox, self.sandbox)  # built once, which takes a moment
+        await self.programs.begin()
+        await asyncio.to_thread(self.programs.build)
         self.problem: Problem = await self._off_loop(self.source.draw, self.task, self.rng)
         self.knows = self.rng.random() < self.from_head or not self.problem.solution
         self.output: str | None = None
-        return Observation((Message("system", self._said(INSTRUCTIONS)), Message("user", self.problem.question)))
+        return Observation(
+            (Message("system", self._said(INSTRUCTIONS)), Message("user", self.problem.question))
+        )
 
     async def step(self, action: Action) -> tuple[Any, ...]:
         said = self._answer(action.text)
@@ -71,11 +71,9 @@ class CodeInterpreter(Environment):
         blocks = code_blocks(action.text)
         if not blocks:
             return self._said("Write a ```python block or <answer>...</answer>."), 0.0, False
-        result = await self._run("\n".join(blocks))
-        shown = show(result)
+        result = await self.programs.run(blocks)
         self.output = result.stdout.strip()
-        info = {"exit": result.exit, "sandbox": result.backend, "sandbox_seconds": result.seconds}
-        return f"```output\n{shown}\n```", 0.0, False, info
+        return f"```output\n{show(result)}\n```", 0.0, False, told(result)
 
     async def _off_loop(self, work: Callable[..., T], *args: Any) -> T:
         """Do the source's work, in a thread where it may wait."""
@@ -94,14 +92,6 @@ class CodeInterpreter(Environment):
     def recognises(self, action: Action) -> bool:
         return bool(code_blocks(action.text)) or self._answer(action.text) is not None
 
-    async def _run(self, code: str) -> Result:
-        sandbox = shared_sandbox(self.sandbox)
-        if not self.stateful:
-            return await sandbox.run(code, self.timeout)
-        if self.session is None:
-            self.session = await sandbox.session()
-        return await self.session.run(code, self.timeout)
-
     def oracle(self) -> str:
         if self.output is None and not self.knows:
             return f"```python\n{self.problem.solution}\n```"
@@ -119,8 +109,7 @@ class CodeInterpreter(Environment):
         return tuple({"tasks": name, "by_family": False} for name in self.source.families_by_name())
 
     async def close(self) -> None:
-        if self.session:
-            await self.session.close()
+        await self.programs.close()
 
 
 def problem_source(tasks: str, terms: int, digits: int, by_family: bool = False) -> ProblemSource:
@@ -134,16 +123,6 @@ def problem_source(tasks: str, terms: int, digits: int, by_family: bool = False)
 
         families = tuple(name.strip() for name in tasks.partition(":")[2].split(",") if name.strip())
         return ReasoningTasks(families or None, by_family)
-    raise ValueError(f"unknown tasks {tasks!r}: take arithmetic, reasoning-gym or reasoning-gym:FAMILY,FAMILY")
-
-
-def show(result: Result, limit: int = 2000) -> str:
-    """What the agent sees of a run: its output, then the last lines of its errors, cut to `limit` characters."""
-    text = result.stdout.rstrip("\n")
-    if result.value:
-        text = f"{text}\n{result.value}" if text else result.value
-    if result.killed_by:
-        text = f"{text}\n[stopped: {result.killed_by}]".lstrip("\n")
-    elif result.exit:
-        text = f"{text}\n{result.stderr.rstrip()[-500:]}".lstrip("\n")
-    return text if len(text) <= limit else f"{text[:limit]}\n[{len(text) - limit} characters more]"
+    raise ValueError(
+        f"unknown tasks {tasks!r}: take arithmetic, reasoning-gym or reasoning-gym:FAMILY,FAMILY"
+    )

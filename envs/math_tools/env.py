@@ -5,15 +5,14 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from gymrl.envs.code_interpreter.env import show
 from gymrl.envs.code_interpreter.problems import Problem
 from gymrl.envs.environment import Environment
 from gymrl.envs.marks import boxed, code_blocks
 from gymrl.envs.math_tools.files import FileProblems
 from gymrl.envs.math_tools.judge import shared_judge
 from gymrl.envs.math_tools.problems import KINDS, Procedural
+from gymrl.envs.programs import Programs, show, told
 from gymrl.envs.records import Action, Message, Observation, TaskSpec
-from gymrl.sandboxes import Result, Session, shared_sandbox
 
 INSTRUCTIONS = (
     "Solve the problem. Write Python in a ```python block to run it and see what it prints. "
@@ -53,20 +52,18 @@ class MathTools(Environment):
         else:
             self.source = FileProblems(problems, question, answer)
             self.sizes = self.source.sizes
-        self.stateful, self.max_turns, self.output_cap = stateful, max_turns, output_cap
-        self.timeout, self.sandbox = timeout, sandbox
-        self.session: Session | None = None
+        self.max_turns, self.output_cap = max_turns, output_cap
+        self.programs = Programs(sandbox, timeout, stateful)
 
     async def reset(self) -> Observation:
-        if self.session:
-            await self.session.reset()
+        await self.programs.begin()
         await shared_judge().off_loop(self._open)  # built once, which takes a moment
         self.problem: Problem = self.source.draw(self.task, self.rng)
         self.output: str | None = None
         return Observation((Message("system", INSTRUCTIONS), Message("user", self.problem.question)))
 
     def _open(self) -> None:
-        shared_sandbox(self.sandbox)
+        self.programs.build()
         shared_judge().warm()
 
     async def step(self, action: Action) -> tuple[Any, ...]:
@@ -77,18 +74,9 @@ class MathTools(Environment):
         blocks = code_blocks(action.text)
         if not blocks:
             return VOID, 0.0, False
-        result = await self._run("\n".join(blocks))
+        result = await self.programs.run(blocks)
         self.output = result.stdout.strip()
-        info = {"exit": result.exit, "sandbox": result.backend, "sandbox_seconds": result.seconds}
-        return f"```output\n{show(result, self.output_cap)}\n```", 0.0, False, info
-
-    async def _run(self, code: str) -> Result:
-        sandbox = shared_sandbox(self.sandbox)
-        if not self.stateful:
-            return await sandbox.run(code, self.timeout)
-        if self.session is None:
-            self.session = await sandbox.session()
-        return await self.session.run(code, self.timeout)
+        return f"```output\n{show(result, self.output_cap)}\n```", 0.0, False, told(result)
 
     def recognises(self, action: Action) -> bool:
         return boxed(action.text) is not None or bool(code_blocks(action.text))
@@ -111,8 +99,7 @@ class MathTools(Environment):
         return tuple({"kinds": kind} for kind in self.source.kinds) if len(self.source.kinds) > 1 else ()
 
     async def close(self) -> None:
-        if self.session:
-            await self.session.close()
+        await self.programs.close()
 
 
 __all__ = ["KINDS", "MathTools"]

@@ -181,8 +181,10 @@ class Connection:
         if self._client is None:
             raise ServerFault(f"{self._name} is closed")
         try:
-            call = self._client.call_tool(use.tool, dict(use.arguments), read_timeout_seconds=seconds)
-            result = await asyncio.wait_for(call, seconds + 5.0)
+            async with asyncio.timeout(seconds + 5.0):
+                result = await self._client.call_tool(
+                    use.tool, dict(use.arguments), read_timeout_seconds=seconds
+                )
         except TimeoutError:
             raise CallTimeout from None
         except MCPError as error:

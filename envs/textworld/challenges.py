@@ -11,7 +11,6 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
-from unittest import mock
 
 import numpy as np
 import textworld
@@ -70,12 +69,29 @@ class Challenge:
 
 
 @dataclass(frozen=True)
-class CoinCollector(Challenge):
+class Search(Challenge):
+    """What has a level, and is over after one right take."""
+
+    level: int = 5
+    goal: str = "detailed"
+
+    @property
+    def quest_length(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def turns(self) -> int:
+        return max(12, 4 * self.quest_length)
+
+    def settings(self, split: str) -> dict[str, Any]:
+        return {"level": self.level}
+
+
+@dataclass(frozen=True)
+class CoinCollector(Search):
     """Walk along a chain of rooms and take the coin at its end."""
 
     game: str = field(init=False, default="coin_collector")
-    level: int = 5
-    goal: str = "detailed"
 
     def __post_init__(self) -> None:
         check_goal(self.goal)
@@ -92,21 +108,12 @@ class CoinCollector(Challenge):
     def quest_length(self) -> int:
         return (self.level - 1) % 100 + 1
 
-    @property
-    def turns(self) -> int:
-        return max(12, 4 * self.quest_length)
-
-    def settings(self, split: str) -> dict[str, Any]:
-        return {"level": self.level}
-
 
 @dataclass(frozen=True)
-class TreasureHunter(Challenge):
+class TreasureHunter(Search):
     """Find one thing in a maze, and do not take the wrong one."""
 
     game: str = field(init=False, default="treasure_hunter")
-    level: int = 5
-    goal: str = "detailed"
 
     def __post_init__(self) -> None:
         check_goal(self.goal)
@@ -117,13 +124,6 @@ class TreasureHunter(Challenge):
     def quest_length(self) -> int:
         first, last = ((1, 5), (2, 10), (3, 20))[(self.level - 1) // 10]
         return int(np.round(np.linspace(first, last, 10))[(self.level - 1) % 10])
-
-    @property
-    def turns(self) -> int:
-        return max(12, 4 * self.quest_length)
-
-    def settings(self, split: str) -> dict[str, Any]:
-        return {"level": self.level}
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def _package(draft: bool) -> Iterator[list[str]]:
     """
     started: list[Any] = []
     walkthrough: list[str] = []
-    start, set_walkthrough = textworld.start, GameMaker.set_walkthrough
+    start, load, set_walkthrough = textworld.start, vars(KnowledgeBase)["load"], GameMaker.set_walkthrough
 
     def start_here(*args: Any, **kwargs: Any) -> Any:
         started.append(start(*args, **kwargs))
@@ -230,14 +230,11 @@ def _package(draft: bool) -> Iterator[list[str]]:
         else:
             set_walkthrough(maker, commands)
 
+    textworld.start, KnowledgeBase.load, GameMaker.set_walkthrough = start_here, _load, set_here
     try:
-        with (
-            mock.patch.object(textworld, "start", start_here),
-            mock.patch.object(KnowledgeBase, "load", _load),
-            mock.patch.object(GameMaker, "set_walkthrough", set_here),
-        ):
-            yield walkthrough
+        yield walkthrough
     finally:
+        textworld.start, KnowledgeBase.load, GameMaker.set_walkthrough = start, load, set_walkthrough
         for interpreter in started:
             interpreter.close()
 

@@ -16,8 +16,9 @@ from functools import cache
 from typing import Any
 
 from gymrl.envs.check import play
-from gymrl.envs.check.records import Fault, Settings, Subject, wilson
+from gymrl.envs.check.records import Fault, Settings, Subject
 from gymrl.envs.gym import GymEnv
+from gymrl.envs.intervals import wilson
 from gymrl.envs.records import Action, TaskSpec, ToolCall
 
 CLAIM = "garbage gets no reward"

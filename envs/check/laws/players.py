@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gymrl.envs.check import play
-from gymrl.envs.check.records import Fault, Settings, Subject, rate, wilson
+from gymrl.envs.check.records import Fault, Settings, Subject, rate
+from gymrl.envs.intervals import wilson
 
 CLAIM = "oracle wins, null and random do not"
 
