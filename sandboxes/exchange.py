@@ -54,6 +54,7 @@ class Exchange:
 
     def __init__(self, name: str) -> None:
         self._turnstile, self._threads = Turnstile(), ThreadPoolExecutor(1, name)
+        self._look = Look()
         self.worker: Worker | None = None
         self.streams: list[Stream] = []
 
@@ -70,7 +71,7 @@ class Exchange:
         """The result of a turn. begin: sends a request of so many bytes, and returns what waits for the outcome and is
         told whether that is there."""
         await self._turnstile.enter()
-        if size > SHORT or not self.alive:
+        if size > SHORT or self.worker is None:  # one that has died is a fault at once
             return await self._in_thread(lambda: begin()(False))
         try:
             finish = begin()
@@ -79,7 +80,7 @@ class Exchange:
             raise
         assert self.worker is not None
         try:
-            quick = await readable(self.worker.control.fileno(), QUICK)
+            quick = await self._look.readable(self.worker.control.fileno(), QUICK)
         except BaseException:  # cancelled: the turn goes on to its end all the same
             self._threads.submit(self._whole, lambda: finish(False))
             raise
@@ -120,19 +121,41 @@ class Exchange:
             self._turnstile.leave()
 
 
-async def readable(fd: int, seconds: float) -> bool:
-    """Whether a descriptor can be read, within so many seconds."""
-    loop = asyncio.get_running_loop()
-    seen: asyncio.Future[bool] = loop.create_future()
+class Look:
+    """Waits a short time for a descriptor. A timer serves many waits that are over sooner than it rings."""
 
-    def tell(what: bool) -> None:
-        if not seen.done():
-            seen.set_result(what)
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._seen: asyncio.Future[bool] | None = None
+        self._timer, self._end = False, 0.0
 
-    loop.add_reader(fd, tell, True)
-    timer = loop.call_later(seconds, tell, False)
-    try:
-        return await seen
-    finally:
-        timer.cancel()
-        loop.remove_reader(fd)
+    async def readable(self, fd: int, seconds: float) -> bool:
+        """Whether the descriptor can be read, within so many seconds. For one caller at a time."""
+        loop = asyncio.get_running_loop()
+        seen = self._seen = loop.create_future()
+        self._end = loop.time() + seconds
+        if not self._timer or self._loop is not loop:
+            self._loop, self._timer = loop, True
+            loop.call_later(seconds, self._ring, loop)
+        loop.add_reader(fd, _tell, seen)
+        try:
+            return await seen
+        finally:
+            loop.remove_reader(fd)
+            self._seen = None
+
+    def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._loop is not loop:  # another loop has its own timer now
+            return
+        if self._seen is None or self._seen.done():
+            self._timer = False
+        elif (left := self._end - loop.time()) > 0:
+            loop.call_later(left, self._ring, loop)
+        else:
+            self._timer = False
+            self._seen.set_result(False)
+
+
+def _tell(seen: asyncio.Future[bool]) -> None:
+    if not seen.done():
+        seen.set_result(True)

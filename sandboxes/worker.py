@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 import weakref
 from dataclasses import dataclass
@@ -28,6 +30,8 @@ START = 30.0
 """Seconds for a worker to start."""
 FLOOD = 16
 """A run that prints more than this many times `limits.output` is killed; up to there the rest is thrown away."""
+NOTHING = bytes(4)
+"""The number of bytes that wait in a pipe, as the kernel says it, where there are none."""
 HOUSE = Path(__file__).resolve().parent
 
 _CAUSES: dict[bytes, KilledBy] = {
@@ -82,9 +86,9 @@ class Stream:
     def drain(self) -> None:
         """Take what is left in the pipe, which is bounded: no writer is alive, or a turn is over."""
         for _ in range(64):
-            before = self.total
-            if not self.read() or self.total == before:
+            if fcntl.ioctl(self.reader, termios.FIONREAD, NOTHING) == NOTHING:
                 return
+            self.read()
 
     def take(self) -> str:
         """The text kept so far; the next turn starts empty."""

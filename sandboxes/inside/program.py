@@ -226,10 +226,10 @@ def session(listener: int) -> NoReturn:
 
 
 def _receive(channel: socket.socket) -> tuple[bytes, list[int]]:
-    head, fds, _, _ = socket.recv_fds(channel, 1, 1)
+    head, fds = protocol.receive_fds(channel, protocol.ORDER.size, 1)
     if not head:
         os._exit(0)
-    return head + _exactly(channel, protocol.ORDER.size - 1), fds
+    return head + _exactly(channel, protocol.ORDER.size - len(head)), fds
 
 
 def _exactly(channel: socket.socket, size: int) -> bytes:

@@ -6,6 +6,7 @@ it has forked the program, so that no copy of it is in the program's memory, and
 
 from __future__ import annotations
 
+import array
 import socket
 import struct
 
@@ -47,10 +48,23 @@ LONGEST = 2**20
 
 def receive(source: socket.socket, size: int) -> bytes:
     """So many bytes, or fewer where the other end is closed. Raises OSError when the socket's time-out passes."""
-    data = bytearray()
-    while len(data) < size:
-        part = source.recv(min(2**20, size - len(data)))
+    data = source.recv(min(2**20, size)) if size else b""
+    if len(data) == size or not data:  # as mostly
+        return data
+    whole = bytearray(data)
+    while len(whole) < size:
+        part = source.recv(min(2**20, size - len(whole)))
         if not part:
             break
-        data += part
-    return bytes(data)
+        whole += part
+    return bytes(whole)
+
+
+def receive_fds(source: socket.socket, size: int, most: int) -> tuple[bytes, list[int]]:
+    """Up to so many bytes, and the descriptors that ride on the first of them."""
+    data, notes, _, _ = source.recvmsg(size, socket.CMSG_SPACE(4 * most))
+    fds = array.array("i")
+    for level, kind, note in notes:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(note[: len(note) - len(note) % 4])
+    return data, list(fds)

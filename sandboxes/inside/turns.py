@@ -53,6 +53,7 @@ class Turns:
         self.first: Request | None = None
         self.made = 0
         self.untidy = False
+        self.only = 0  # the session's process where nothing else was there when it was started
         self.spare: Held | None = None
         self.done: Held | None = None
 
@@ -176,8 +177,10 @@ class Turns:
     ) -> None:
         """Raises OSError where the process does not read."""
         data = protocol.ORDER.pack(kind, size) + body
-        with contextlib.suppress(BlockingIOError):
+        try:  # noqa: SIM105
             data = data[channel.send(data, socket.MSG_DONTWAIT) :]
+        except BlockingIOError:
+            pass
         if data:
             channel.settimeout(min(timeout, PATIENCE))
             channel.sendall(data)
@@ -200,7 +203,8 @@ class Turns:
             if len(value) < size:
                 channel.settimeout(max(0.01, end - time.monotonic()))
                 value += protocol.receive(channel, size - len(value))
-            channel.settimeout(None)
+            if channel.gettimeout() is not None:
+                channel.settimeout(None)
         except OSError:
             return None
         return Outcome(kind, status, False, value[:most]) if len(value) == size else None
@@ -252,6 +256,7 @@ class Turns:
         ours, theirs = socket.socketpair()
         with theirs:
             pid = self.zygote.spawn(self.first, [*self.first.fds, theirs.fileno()], keeps=MOST + 3)
+        self.only = 0 if self.snapshots else pid
         ours.settimeout(PATIENCE)
         head, fds, _, _ = socket.recv_fds(ours, protocol.REPLY.size, 1)
         self.zygote.check_child()
@@ -304,6 +309,9 @@ class Turns:
         if not self.untidy:
             return
         if done is None or self.current is None:
+            if self.only and self.current is not None and self.watch.none_since(self.only):
+                self.untidy = False
+                return None
             return self.end()
         kept = self.kept()
         if strays := [pid for pid in self.watch.processes() if pid not in kept and pid != done.pid]:

@@ -15,9 +15,10 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 class Watch:
     """Over the processes below this one. proc: a descriptor of /proc. alone: this is process 1 of a namespace, so that
     whatever else /proc shows belongs to the run. kills: a descriptor of the cgroup's count of processes that the kernel
-    killed for memory (-1: there is no cgroup)."""
+    killed for memory (-1: there is no cgroup). own: /proc is this namespace's own, and nobody has put files over it."""
 
-    def __init__(self, proc: int, alone: bool, kills: int = -1) -> None:
+    def __init__(self, proc: int, alone: bool, kills: int = -1, own: bool = False) -> None:
+        self.load = os.open("loadavg", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc) if own else -1
         self.proc, self.alone, self.kills, self.killed = proc, alone, kills, 0
         self.baseline = self.memory([os.getpid()])
 
@@ -41,6 +42,13 @@ class Watch:
                 found.append(child)
                 todo.append(child)
         return found
+
+    def none_since(self, pid: int) -> bool:
+        """Whether no process and no thread was started since this process, which lives: its number, which nobody else
+        can have, is the last that was given. False where that cannot be known."""
+        if self.load < 0:
+            return False
+        return int(os.pread(self.load, 128, 0).rpartition(b" ")[2]) == pid
 
     def _children(self, pid: int) -> list[int]:
         try:

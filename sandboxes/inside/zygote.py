@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from gymrl.sandboxes.inside import files, protocol, questions
 from gymrl.sandboxes.inside.program import confine, harden, program, session
+from gymrl.sandboxes.inside.protocol import receive_fds
 from gymrl.sandboxes.inside.tiers import Tier
 from gymrl.sandboxes.inside.watch import Watch
 
@@ -56,11 +57,13 @@ class Zygote:
 
     def __init__(self, control: socket.socket, tier: Tier, parent: int, kills: int = -1) -> None:
         self.control, self.tier, self.parent = control, tier, parent
-        self.watch = Watch(tier.proc, tier.alone, kills)
+        self.watch = Watch(tier.proc, tier.alone, kills, tier.name == "namespaces")
         self.score, self.usual = -1, b""
         if kills >= 0:
             self.score = tier.score()
             self.usual = os.pread(self.score, 16, 0).strip()
+        self.listening = select.poll()
+        self.listening.register(control, select.POLLIN)
         self.alarm, self.armed = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def ready(self) -> None:
@@ -77,19 +80,20 @@ class Zygote:
 
     def request(self) -> Request:
         """Wait for the next one; the nonce stays unread."""
-        poller = select.poll()
-        poller.register(self.control, select.POLLIN)
+        poller = self.listening
         while True:
-            while not poller.poll(2000):
+            while self.parent and not poller.poll(2000):
                 self.check_parent()
-            kind, fds, _, _ = socket.recv_fds(self.control, 1, 8)
-            if not kind:
+            data, fds = receive_fds(self.control, 1 + protocol.REQUEST.size, 8)
+            if not data:
                 self.leave()
-            if kind != protocol.KILL:  # one that came after its run had ended
+            data = data.lstrip(protocol.KILL)  # one that came after its run had ended
+            if data:
                 break
-        head = protocol.REQUEST.unpack(self.exactly(protocol.REQUEST.size))
-        timeout, memory, file_size, disk, processes, output, size = head
-        return Request(kind, fds, timeout, memory, file_size, disk, processes, output, self.exactly(size))
+        data += self.exactly(1 + protocol.REQUEST.size - len(data))
+        timeout, memory, file_size, disk, processes, output, size = protocol.REQUEST.unpack_from(data, 1)
+        kind, code = data[:1], self.exactly(size)
+        return Request(kind, fds, timeout, memory, file_size, disk, processes, output, code)
 
     def answer(self, outcome: Outcome, nonce: bytes, start: float) -> None:
         head = protocol.OUTCOME.pack(
