@@ -57,6 +57,25 @@ ATTACKS: dict[str, dict[str, Any]] = {
         if total > 320:
             got(total, "MiB")
     """, "limits": SMALL},
+    "memory of devices that is shared and not mapped any more": {"code": """
+        libc.mmap.restype = ctypes.c_void_p
+        size, total = 20 << 20, 0
+        for path in ("/dev/zero", "/dev/null", "/dev/full", "/dev/random", "/dev/urandom"):
+            for i in range(24):
+                fd = attempt(os.open, path, os.O_RDWR)
+                if fd is None:
+                    break
+                at = libc.mmap(None, ctypes.c_size_t(size), 3, 1, fd, ctypes.c_long(0))
+                os.close(fd)
+                if at in (None, ctypes.c_void_p(-1).value):
+                    break
+                ctypes.memset(at, 1, size)
+                libc.munmap(ctypes.c_void_p(at), ctypes.c_size_t(size - 4096))  # the rest keeps all of it
+                total += size >> 20
+                time.sleep(0.02)
+        if total > 320:
+            got(total, "MiB")
+    """, "limits": SMALL},
     "files in memory": {"code": """
         total = 0
         for name in range(60):

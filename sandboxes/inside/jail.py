@@ -41,7 +41,9 @@ SYSTEM = (
     "/lib64",
     "/bin",
 )
-DEVICES = ("null", "zero", "full", "random", "urandom")
+DEVICES = {"null": "null", "zero": "full", "full": "full", "random": "random", "urandom": "urandom"}
+"""What stands behind a device's name. Shared memory can be had from /dev/zero, in any amount and seen by no look at the
+processes where it is not mapped any more; /dev/full reads the same and cannot be mapped."""
 FILES = {
     "etc/passwd": f"sandbox:x:{USER}:{USER}::{WORK}:/bin/sh\n",
     "etc/group": f"sandbox:x:{USER}:\n",
@@ -101,7 +103,9 @@ def enter(readable: Iterable[str]) -> Jail:
     with step("opening what the jail shows", "see docs/sandboxes.md"):
         trees = {place: sc.tree(place) for place in places if not os.path.islink(place)}
         trees |= {
-            f"/dev/{name}": sc.tree(f"/dev/{name}") for name in DEVICES if os.path.exists(f"/dev/{name}")
+            f"/dev/{name}": sc.tree(f"/dev/{source}")
+            for name, source in DEVICES.items()
+            if os.path.exists(f"/dev/{source}")
         }
     links = {place: os.readlink(place) for place in places if os.path.islink(place)}
     cache = _read("/etc/ld.so.cache")

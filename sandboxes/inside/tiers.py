@@ -22,6 +22,7 @@ WORKER_CALLS = (
 """What the jailed worker needs beyond its programs. A program gets nothing by them: it has no capability, and
 restrictions only add up."""
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+"""Without /dev/zero where it is the system's own and nothing but a look limits the memory: see `jail.DEVICES`."""
 LANDLOCK_MEND = (
     "a kernel with Landlock is needed (Linux 5.13, booted with lsm=landlock,...), and a container whose seccomp "
     "profile lets it through"
@@ -113,7 +114,8 @@ class Tier:
             os.close(self.rules)
             self.rules = -1
         if self.abi:
-            self.rules = landlock.ruleset(self.abi, self.readable, [self.work, self.temporary, *DEVICES])
+            devices = [device for device in DEVICES if device != "/dev/zero" or self.alone]
+            self.rules = landlock.ruleset(self.abi, self.readable, [self.work, self.temporary, *devices])
         os.chdir(self.work)
         self.disk = disk
 
