@@ -6,6 +6,7 @@ import json
 import random
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -54,9 +55,8 @@ def parse(space: Any, text: str, names: Sequence[str] = ()) -> Any:
     text = said(text)
     if isinstance(space, spaces.Discrete):
         plain = _plain(text)
-        for number, name in enumerate(names):
-            if _plain(name) == plain:
-                return int(space.start) + number
+        if (number := _numbers(tuple(names)).get(plain)) is not None:
+            return int(space.start) + number
         if not re.fullmatch(r"-?[0-9]{1,9}", plain) or not space.contains(int(plain)):
             raise Misfit("it is not one of the actions")
         return int(plain)
@@ -106,6 +106,12 @@ def sample(space: Any, rng: random.Random) -> Any:
     own = copy.deepcopy(space)
     own.seed(rng.getrandbits(31))
     return own.sample()
+
+
+@lru_cache(64)
+def _numbers(names: tuple[str, ...]) -> dict[str, int]:
+    """The place of each action by its plain name."""
+    return {_plain(name): number for number, name in enumerate(names)}
 
 
 def _plain(text: str) -> str:

@@ -57,7 +57,9 @@ def as_png(value: Any) -> bytes:
 
 def plain(drawn: str) -> str:
     """A drawing for terminals without its escapes: what was coloured stands in brackets."""
-    return _ESCAPE.sub("", _COLOURED.sub(r"[\1]", drawn)).strip("\n")
+    if "\x1b" in drawn:
+        drawn = _ESCAPE.sub("", _COLOURED.sub(r"[\1]", drawn))
+    return drawn.strip("\n")
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
