@@ -190,6 +190,11 @@ class SlotCache:
         for memory in (*self.keys, *self.values):
             memory[list(targets), :, :length] = memory[source, :, :length]
 
+    def blank(self, slot: int) -> None:
+        """Zeros. What is masked counts 0 times, and 0 times NaN is NaN: it must not lie there for the next."""
+        for memory in (*self.keys, *self.values):
+            memory[slot] = 0
+
 
 @dataclass
 class SlotStep:

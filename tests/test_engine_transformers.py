@@ -179,6 +179,17 @@ async def test_a_broken_model_fails_every_caller_and_says_so():
         await served.generate(requests(1)[0])
 
 
+async def test_weights_that_are_no_numbers_are_a_fault_and_no_policy():
+    served = engine()
+    good = policy().state_dict()
+    await served.load_weights({name: torch.full_like(w, torch.nan) for name, w in good.items()}.items(), 1)
+    with pytest.raises(EngineFault, match="no numbers"):
+        await served.generate(requests(1)[0])
+    await served.load_weights(good.items(), 2)
+    assert (await served.generate(requests(1)[0])).ids
+    await served.close()
+
+
 def test_a_folder_that_is_no_model(tmp_path):
     with pytest.raises(EngineFault, match="cannot be loaded"):
         TransformersEngine(EngineSettings(model=tmp_path))

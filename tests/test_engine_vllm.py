@@ -270,6 +270,16 @@ class TestServing:
         await engine.load_weights(state(models[0]).items(), 0)
         assert error_of(models[0], MIXED[0], await engine.generate(MIXED[0])) < 1e-3
 
+    async def test_weights_that_are_no_numbers_are_a_fault(
+        self, engine: Engine, models: tuple[str, str]
+    ) -> None:
+        good = state(models[0])
+        await engine.load_weights([(name, torch.full_like(w, torch.nan)) for name, w in good.items()], 3)
+        with pytest.raises(EngineFault, match="no numbers"):
+            await engine.generate(MIXED[0])
+        await engine.load_weights(good.items(), 0)
+        assert error_of(models[0], MIXED[0], await engine.generate(MIXED[0])) < 1e-3
+
     async def test_new_weights_sample_as_a_fresh_engine(
         self, engine: Engine, models: tuple[str, str]
     ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -58,6 +59,15 @@ class Generation:
     versions: tuple[int, ...]
     stop: Stop
     seconds: float = 0.0
+
+
+def require_numbers(logprobs: Sequence[float]) -> None:
+    """Raises EngineFault for NaN: broken weights draw tokens too, and nothing that they say may be judged."""
+    if any(math.isnan(logprob) for logprob in logprobs):
+        raise EngineFault(
+            "the policy's log-probabilities are no numbers (NaN), its weights are broken: take an earlier checkpoint, "
+            "or a dtype with a wider range"
+        )
 
 
 OnDone = Callable[[int, Generation], None]

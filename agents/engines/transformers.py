@@ -24,6 +24,7 @@ from gymrl.agents.engines.base import (
     OnDone,
     Seats,
     gathered,
+    require_numbers,
 )
 from gymrl.agents.engines.pace import Pace, Paces, Place
 from gymrl.agents.engines.sampling import draw, uniforms
@@ -326,6 +327,13 @@ class TransformersEngine(Engine):
                 self._paces.done(run.place)
             self._paces.tick()
         for run, stop in ended:
+            try:
+                require_numbers(run.logprobs)
+            except EngineFault as fault:
+                self.cache.blank(run.slot)
+                self._slots.give(run.slot, ())
+                run.future.set_exception(fault)
+                continue
             self._slots.give(run.slot, run.tokens[: run.known])
             run.future.set_result(
                 Generation(

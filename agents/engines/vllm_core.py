@@ -224,15 +224,19 @@ class VllmCore:
         run = self._runs.pop(output.request_id)
         completion = output.outputs[0]
         flat = completion.logprobs
-        generation = finished(
-            run.request,
-            completion.token_ids,
-            [flat.logprobs[start] for start in flat.start_indices],
-            [(span.version, span.start, span.end) for span in completion.weight_versions or ()],
-            completion.finish_reason,
-            time.perf_counter() - run.began,
-        )
-        run.future.set_result(generation)
+        try:
+            generation = finished(
+                run.request,
+                completion.token_ids,
+                [flat.logprobs[start] for start in flat.start_indices],
+                [(span.version, span.start, span.end) for span in completion.weight_versions or ()],
+                completion.finish_reason,
+                time.perf_counter() - run.began,
+            )
+        except EngineFault as fault:
+            run.future.set_exception(fault)
+        else:
+            run.future.set_result(generation)
 
     def _load(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         try:
