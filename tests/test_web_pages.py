@@ -555,7 +555,8 @@ def test_a_browser_that_is_not_there_names_the_mend(monkeypatch: pytest.MonkeyPa
     with pytest.raises(EnvironmentFault, match=r"no browser at '/no/such/chrome'.*apt-get install chromium"):
         find_chromium("/no/such/chrome")
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("gymrl.envs.web_pages.browser.DEBIAN", "chromium-is-not-here")
+    monkeypatch.setattr("gymrl.envs.web_pages.browser.DEBIAN", ("chromium-is-not-here",))
+    monkeypatch.delenv("GYMRL_CHROMIUM", raising=False)
     with pytest.raises(EnvironmentFault, match="web pages need Chromium, and there is none"):
         find_chromium()
     monkeypatch.setenv("GYMRL_CHROMIUM", sys.executable)
