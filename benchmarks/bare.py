@@ -137,9 +137,12 @@ class Mcp:
     async def step(self, action: Action) -> Any:
         for call in action.tool_calls:
             await self.client.call_tool(call.name, dict(call.arguments))
-        if not action.tool_calls:
-            for check in self.asked.state:
-                await self.client.call_tool(check.use.tool, dict(check.use.arguments))
+        if action.tool_calls:
+            return None
+        return [
+            (await self.client.call_tool(check.use.tool, dict(check.use.arguments))).content[0].text
+            for check in self.asked.state
+        ]
 
     async def close(self) -> None:
         await self.stack.aclose()

@@ -589,3 +589,15 @@ def test_gymnasium_knows_the_adapter():
     taxi = gymnasium.make("gymrl.envs:gymrl/Gymnasium-v0", world="Taxi-v4")
     assert taxi.reset(seed=3)[0].messages[-1].text.isdigit()
     taxi.close()
+
+
+def test_quick_worlds_are_played_on_the_loop_and_others_in_threads() -> None:
+    def runs(**params: object) -> str:
+        pool = EnvPool("gymrl/Gymnasium-v0", params)
+        try:
+            return pool.runs
+        finally:
+            pool.close()
+
+    assert runs() == runs(world="Taxi-v4", quick=True) == runs(wrappers=["horizon"]) == "inline"
+    assert runs(quick=False) == runs(world="Taxi-v4") == "thread"

@@ -121,3 +121,54 @@ def test_results_hold_finished_runs_alone(bench, tmp_path):
     assert not (tmp_path / "rewards.svg").exists()
     mean, half = results.interval([0.7, 0.8, 0.9])
     assert mean == pytest.approx(0.8) and half == pytest.approx(4.303 * 0.1 / math.sqrt(3))
+
+
+async def test_environments_are_measured_beside_the_world_alone(bench):
+    environments = bench("environments")
+    family = environments.FAMILIES["gui_navigation"]
+    found = await environments.speeds(family, quick=True)
+    assert 0 < found["low"] <= found["ratio"] <= found["high"] and list(found["at_once"]) == [1, 8]
+    assert 0 < found["bare_ms"] < 1 and all(speed > 0 for speed in found["at_once"].values())
+    assert await environments.memory(family, quick=True) < 10
+    row = {
+        "family": "x",
+        "bare_ms": 2.0,
+        "ratio": 0.8,
+        "low": 0.7,
+        "high": 0.9,
+        "start_up": 1.0,
+        "memory": 0.5,
+    }
+    lines = environments.table(
+        [{**row, "at_once": {"1": 10.0, "8": 2000.0}}, {**row, "ratio": 0.95, "at_once": {"1": 1.0}}]
+    )
+    assert "| 1 at once | 8 at once |" in lines
+    assert "| x | 2.000 | **0.80 (0.70 to 0.90)** | 0.9 | 1.0 | 0.50 | 10 | 2,000 |" in lines
+    assert "| 0.95 (0.70 to 0.90) | 0.9 | 1.0 | 0.50 | 1 | - |" in lines
+
+
+@pytest.mark.parametrize("name", ["code_interpreter", "math_tools", "tool_calling", "mcp", "gymnasium"])
+async def test_the_bare_side_plays_the_same_episodes(bench, name):
+    environments = bench("environments")
+    family = environments.FAMILIES[name]
+    try:
+        environments.entry(family.env_id).cls()
+        if name == "mcp":
+            pytest.importorskip("mcp")
+    except environments.MissingExtra as missing:
+        pytest.skip(str(missing))
+    pool, player = environments.EnvPool(family.env_id, family.params), family.bare()
+    try:
+        (episode,) = await environments.record(family, pool, 1, player)
+        await player.reset(episode.data)
+        last = [await player.step(action) for action in episode.actions][-1]
+    finally:
+        await player.close()
+        await pool.aclose()
+    right = {
+        "code_interpreter": lambda: last is True, "math_tools": lambda: last is True,
+        "tool_calling": lambda: last["valid"],
+        "mcp": lambda: json.loads(last[0]) in episode.data[1].state[0].expected.value,
+        "gymnasium": lambda: last[0][1] == 1.0,
+    }  # fmt: skip
+    assert right[name]()

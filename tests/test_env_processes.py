@@ -185,6 +185,22 @@ async def test_a_world_that_awaits_is_not_taken_for_one_that_hangs(toys: str) ->
     await pool.aclose()
 
 
+async def test_messages_larger_than_the_pipe_keep_their_order(toys: str) -> None:
+    pool = ProcessPool(1)
+    handles = [await pool.open("test/Toy-v0", {}) for _ in range(6)]
+    await asyncio.gather(*(handle.reset(task()) for handle in handles))
+    texts = [
+        letter * size
+        for letter, size in zip("abcdef", (3_000_000, 5, 2_000_000, 70_000, 1, 400_000), strict=True)
+    ]
+    for _ in range(2):
+        found = await asyncio.gather(
+            *(handle.step(Action(text)) for handle, text in zip(handles, texts, strict=True))
+        )
+        assert [result.observation.text for result in found] == texts
+    await pool.aclose()
+
+
 async def test_exceptions_travel_with_their_traceback(toys: str) -> None:
     pool = ProcessPool(1)
     handle = await pool.open(toys, {})
