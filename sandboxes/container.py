@@ -315,10 +315,10 @@ class ContainerWorker(Worker):
         flags = ["-s", "-P", "-B", "-X", "utf8", *([] if preload else ["-S"])]
         size = f"rw,exec,nosuid,nodev,mode=1777,size={limits.disk + room},nr_inodes={8192 + names}"
         memory = 4 * limits.memory + 3 * room  # a working tree is there twice: as files, and to be put back
-        places = {
-            str(HOUSE): {"bind": "/gymrl", "mode": "ro"},
-            str(door): {"bind": "/run/gymrl", "mode": "rw"},
-        }
+        places = {"/dev/full": {"bind": "/dev/zero", "mode": "rw"}}  # reads the same, gives no shared memory
+        if not self.away:
+            places[str(HOUSE)] = {"bind": "/gymrl", "mode": "ro"}
+            places[str(door)] = {"bind": "/run/gymrl", "mode": "rw"}
         return self.client.containers.create(
             image,
             ["python3", *flags, "/gymrl/inside/start.py", json.dumps(config)],
@@ -328,7 +328,7 @@ class ContainerWorker(Worker):
             network_mode="none", ipc_mode="none", read_only=True, user=NOBODY, cap_drop=["ALL"],
             security_opt=["no-new-privileges:true", f"seccomp={profile()}"],
             mem_limit=memory, memswap_limit=memory, pids_limit=PROCESSES,
-            tmpfs={"/work": size, "/tmp": size}, volumes={} if self.away else places,
+            tmpfs={"/work": size, "/tmp": size}, volumes=places,
             stdin_open=self.away, hostname="sandbox", working_dir="/",
             stop_signal="SIGKILL",
             log_config={"type": "none"} if self.away else {"type": "json-file", "config": {"max-size": "1m"}},

@@ -11,8 +11,10 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,6 +77,19 @@ async def until(true: object) -> bool:
     return False
 
 
+MADE: list[str] = []
+"""Folders that this process has made, not those of tests that run beside it."""
+
+
+@pytest.fixture(autouse=True)
+def folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    def noted(*args: Any, make: Any = tempfile.mkdtemp, **names: Any) -> Any:
+        MADE.append(make(*args, **names))
+        return MADE[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", noted)
+
+
 def left_behind() -> set[str]:
     """Descriptors, folders and children of this process that sandboxes may leave."""
     fds = {
@@ -82,7 +97,7 @@ def left_behind() -> set[str]:
         for fd in os.listdir("/proc/self/fd")
         if os.path.lexists(f"/proc/self/fd/{fd}")
     }
-    folders = {str(path) for path in Path("/tmp").glob("gymrl-sandbox-*")}
+    folders = {folder for folder in MADE if Path(folder).exists()}
     return (
         {fd for fd in fds if "socket" in fd or "pipe" in fd}
         | folders
