@@ -599,5 +599,10 @@ def test_quick_worlds_are_played_on_the_loop_and_others_in_threads() -> None:
         finally:
             pool.close()
 
-    assert runs() == runs(world="Taxi-v4", quick=True) == runs(wrappers=["horizon"]) == "inline"
+    assert (
+        runs()
+        == runs(world="Taxi-v4", quick=True)
+        == runs(wrappers=[{"name": "turn_limit", "turns": 8}])
+        == "inline"
+    )
     assert runs(quick=False) == runs(world="Taxi-v4") == "thread"
