@@ -503,6 +503,24 @@ async def test_a_page_that_opens_for_nobody_is_closed() -> None:
     assert keeper.counts == {"browsers opened": 1, "browsers closed": 1, "pages opened": 1, "pages closed": 1}
 
 
+@needs_chromium
+async def test_after_resets_that_were_cancelled_an_environment_has_one_page() -> None:
+    keeper, env = shared_keeper(), make(ENV, tasks="click-button")
+    first = (await env.areset(env.task_spec(0)))[0].text
+    before = keeper.leases
+    for turns in (0, 1, 3, 10, 30, 100):  # of this loop, while the keeper's goes on as far as it happens to
+        resetting = asyncio.create_task(env.areset(env.task_spec(1)))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        resetting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await resetting
+    assert (await env.areset(env.task_spec(0)))[0].text == first
+    assert await asyncio.to_thread(wait_until, lambda: keeper.leases == before)
+    await env.aclose()
+    assert keeper.leases == before - 1
+
+
 def named(task: asyncio.Task[Any], name: str) -> bool:
     return getattr(task.get_coro(), "__name__", "") == name
 
