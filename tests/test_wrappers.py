@@ -205,7 +205,7 @@ def test_a_wrapped_world_can_be_branched() -> None:
         (["hint"], "did you mean 'hints'"),
         (["no.such:Thing"], "cannot be imported"),
         (["json:dumps"], "is no wrapper"),
-        (["turn_limit"], "cannot be made: .*turns"),
+        (["turn_limit"], "needs turns: write {name = .turn_limit., turns = ...}"),
         ([{"name": "turn_limit", "turn": 3}], "no option 'turn': did you mean 'turns'"),
         ([{"name": "turn_limit", "turns": 0}], "turns of 1 or more"),
         ([{"name": "horizon", "turns": 0}], "turns of 1 or more"),

@@ -70,12 +70,23 @@ def wrap(world: Environment, wrappers: Sequence[Mapping[str, Any] | str]) -> Env
     for table in specifications(wrappers):
         options = {name: value for name, value in table.items() if name != "name"}
         cls = wrapper_class(table["name"])
-        known = [name for name in inspect.signature(cls).parameters if name != "world"]
+        taken = inspect.signature(cls).parameters
+        known = [name for name in taken if name != "world"]
         for option in options:
             if option not in known:
                 near = difflib.get_close_matches(option, known, 1, 0.3)
                 hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known) or 'none'}"
                 raise ValueError(f"the wrapper {table['name']!r} has no option {option!r}: {hint}")
+        for name in known:
+            needed = taken[name].default is inspect.Parameter.empty and taken[name].kind in (
+                inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                inspect.Parameter.KEYWORD_ONLY,
+            )
+            if needed and name not in options:
+                raise ValueError(
+                    f"the wrapper {table['name']!r} needs {name}: write "
+                    f'{{name = "{table["name"]}", {name} = ...}}'
+                )
         try:
             world = cls(world, **options)
         except TypeError as error:
