@@ -22,6 +22,7 @@ from gymrl.sandboxes import (
     SandboxFault,
     SandboxUnavailable,
     Session,
+    open_sandbox,
     shared_sandbox,
 )  # fmt: skip
 
@@ -414,3 +415,28 @@ async def test_a_session_that_is_tampered_with_goes_on_or_starts_afresh(backend:
     finally:
         await session.close()
         await other.close()
+
+
+@pytest.mark.parametrize(
+    "deed",
+    ["os.listdir('.')", "os.mkdir('d'); os.rmdir('d')", "os.chmod('.', 0o700)", "os.utime('.', (1, 1))",
+     "os.close(os.open('.', os.O_TMPFILE | os.O_RDWR))", "os.setxattr('.', 'user.x', b'1')"],
+)  # fmt: skip
+async def test_the_next_run_sees_nothing_of_what_was_done_to_a_folder(deed: str) -> None:
+    """Folders are kept where a run has done nothing to them: none of these is nothing."""
+    look = (
+        "print(os.fstat(os.open('.', os.O_TMPFILE | os.O_RDWR)).st_ino, os.stat('.').st_mode, os.listxattr('.'), "
+        "os.stat('.').st_mtime > 1)"
+    )
+    try:
+        box = open_sandbox("namespaces", workers=1)
+    except SandboxUnavailable as unavailable:
+        pytest.skip(str(unavailable))
+    fresh = (await box.run(f"import os; {look}")).stdout
+    for folder in ("/work", "/tmp"):
+        done = await box.run(f"import os; os.chdir({folder!r}); {deed}")
+        after = (await box.run(f"import os; os.chdir({folder!r}); {look}")).stdout
+        if done.ok:  # else the kernel has refused it, and the numbers of files may go on
+            assert fresh and after == fresh, (folder, after)
+        assert after.partition(" ")[2] == fresh.partition(" ")[2], (folder, after)
+    await box.close()

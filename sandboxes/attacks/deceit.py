@@ -115,6 +115,20 @@ os._exit(9)
         if os.path.exists(MARKER) or os.path.exists(os.path.join(os.environ["TMPDIR"], MARKER)):
             got("it lives")
     """},
+    "leave a process without a signal at its end for the next run": {"code": """
+        for flags in (0, 0x8000, 17):  # without a signal, as a child of the parent's, as usual
+            result, _ = syscall(56, 220, flags, 0, 0, 0, 0)
+            if result == 0:
+                os.setsid()
+                while True:
+                    attempt(lambda: open(os.path.join(os.environ["TMPDIR"], MARKER), "w").write("x"))
+                    attempt(lambda: open(MARKER, "w").write("x"))
+        os._exit(0)
+    """, "follow": """
+        time.sleep(0.1)
+        if os.path.exists(MARKER) or os.path.exists(os.path.join(os.environ["TMPDIR"], MARKER)):
+            got("it lives")
+    """},
     "leave memory and names of the kernel's for the next run": {"code": """
         syscall(29, 194, 4242, 4096, 0o1666)
         syscall(68, 186, 4242, 0o1666)

@@ -61,6 +61,11 @@ FCNTL = (8, 10, 15, 1031)
 """Owner, signal and owner again of a descriptor, size of a pipe."""
 
 
+def names_and(*options: int) -> tuple[Check, ...]:
+    """What `prctl` may be called with: `PRCTL` and more."""
+    return (Check(0, (*PRCTL, *options), otherwise=ERRNO | errno.EINVAL),)
+
+
 def policy(alone: bool, clone: Literal["allow", "deny", "ask"], shared_memory: bool) -> Policy:
     """What a program may do.
 
@@ -86,7 +91,7 @@ def policy(alone: bool, clone: Literal["allow", "deny", "ask"], shared_memory: b
         ),  # no datagrams: they can be sent to any name
         "clone": (Check(0, (0,), mask=NEW_NAMESPACES),),
         "clone3": ERRNO | errno.ENOSYS,  # its flags cannot be seen; libraries fall back to clone
-        "prctl": (Check(0, PRCTL, otherwise=ERRNO | errno.EINVAL),),
+        "prctl": names_and(),
         "prlimit64": (Check(0, (0, SELF)),),
         "setpriority": (Check(0, (0,)), Check(1, (0, SELF))),
         "sched_setaffinity": (Check(0, (0, SELF)),),

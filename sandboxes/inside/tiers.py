@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gymrl.sandboxes.inside import files, jail, landlock, seccomp, trees
@@ -17,7 +17,7 @@ from gymrl.sandboxes.inside.watch import Watch, folder_size
 
 WORKER_CALLS = (
     "mount", "umount2", "setresuid", "setresgid", "setgroups", "capset", "landlock_create_ruleset",
-    "landlock_add_rule", "landlock_restrict_self", "prctl",
+    "landlock_add_rule", "landlock_restrict_self",
 )  # fmt: skip
 """What the jailed worker needs beyond its programs. A program gets nothing by them: it has no capability, and
 restrictions only add up."""
@@ -29,15 +29,29 @@ LANDLOCK_MEND = (
 )
 
 
-Stamp = tuple[int, int]
 COARSE = 5
 """The clock that files are stamped with, CLOCK_REALTIME_COARSE."""
 
 
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """Of a folder in memory: when it was last changed (its entries, owner, mode and attributes included) and read, in
+    ns, and the number of the file that was made in it last."""
+
+    changed: int
+    read: int
+    number: int
+
+
 def stamp(path: str) -> Stamp:
-    """Of a folder in memory: when it was last changed (its entries, owner, mode and attributes included) and read."""
+    """Makes a file without a name, the last one therefore."""
+    descriptor = os.open(path, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        number = os.fstat(descriptor).st_ino
+    finally:
+        os.close(descriptor)
     info = os.stat(path)
-    return info.st_ctime_ns, info.st_atime_ns
+    return Stamp(info.st_ctime_ns, info.st_atime_ns, number)
 
 
 @dataclass
@@ -145,13 +159,16 @@ class Tier:
         """A run is about to begin: whatever it changes in the folders will bear a later time than they do, unless they
         were made within this tick of the clock."""
         now = time.clock_gettime_ns(COARSE)
-        self.settled = bool(self.stamps) and all(changed < now for changed, _ in self.stamps)
+        self.settled = bool(self.stamps) and all(stamp.changed < now for stamp in self.stamps)
 
     def over(self) -> None:
         """A run is over, and all its processes are: the next one gets other folders, or the same ones where the run has
-        left nothing in them, not even the time at which it looked into them."""
-        if not (self.settled and self.stamps == (stamp(self.work), stamp(self.temporary))):
-            self.used()
+        left nothing in them, not even the time at which it looked into them or a gap in the numbers of files."""
+        if self.settled:
+            before, self.stamps = self.stamps, (stamp(self.work), stamp(self.temporary))
+            if self.stamps == tuple(replace(stamp, number=stamp.number + 1) for stamp in before):
+                return
+        self.used()
 
     def used(self) -> None:
         """The folders have been used: what comes next gets others."""
@@ -209,7 +226,8 @@ def arm(tier: Tier) -> None:
     with step("seccomp", "a kernel with seccomp filters is needed"):
         if tier.alone:
             rules = seccomp.policy(alone=True, clone="allow", shared_memory=False)
-            extra = dict.fromkeys(WORKER_CALLS, seccomp.ALLOW)
+            extra: dict[str, int | tuple[seccomp.Check, ...]] = dict.fromkeys(WORKER_CALLS, seccomp.ALLOW)
+            extra["prctl"] = seccomp.names_and(sc.PR_SET_DUMPABLE)
             sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
             seccomp.install(seccomp.compiled(seccomp.Policy({**rules.verdicts, **extra})), 0)
         elif tier.name == "confined":
