@@ -91,7 +91,7 @@ def test_every_shipped_suite_has_published_results(name: str, tmp_path: Path) ->
     assert {"oracle", "random", "null"} <= set(results) and not left_out
     for policy in ("oracle", "random", "null"):
         result = results[policy]
-        assert result.command.startswith(f"gymrl leaderboard run {name} --policy {policy}")
+        assert result.command == f"gymrl leaderboard run {name} --policy {policy}"
         assert [outcome.index for outcome in result.outcomes] == suite.task_indices()
         assert result.env_version == suite.env_version and not result.summary.invalid
     assert results["oracle"].summary.success == 1.0 and results["null"].summary.success == 0.0
