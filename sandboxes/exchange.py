@@ -132,7 +132,8 @@ class Look:
     async def readable(self, fd: int, seconds: float) -> bool:
         """Whether the descriptor can be read, within so many seconds. For one caller at a time."""
         loop = asyncio.get_running_loop()
-        seen = self._seen = loop.create_future()
+        seen: asyncio.Future[bool] = loop.create_future()
+        self._seen = seen
         self._end = loop.time() + seconds
         if not self._timer or self._loop is not loop:
             self._loop, self._timer = loop, True
