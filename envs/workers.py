@@ -56,19 +56,33 @@ class _Hand:
     """A daemon thread with an event loop, which does one piece of work after another and then waits for the next."""
 
     def __init__(self) -> None:
-        self._work: queue.SimpleQueue[Callable[[asyncio.Runner], Callable[[], None]]] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[Callable[[asyncio.Runner], Callable[[], None]] | None]
+        self._work = queue.SimpleQueue()
+        self._ended: Callable[[], None] = lambda: None
         threading.Thread(target=self._live, name="gymrl-env", daemon=True).start()
 
     def do(self, work: Callable[[asyncio.Runner], Callable[[], None]]) -> None:
         """What `work` returns is called as soon as this thread can be had again."""
         self._work.put(work)
 
+    async def end(self) -> None:
+        """End an idle one, and wait until its descriptors are closed."""
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        self._ended = lambda: _soon(loop, ended.set)
+        self._work.put(None)
+        await ended.wait()
+
     def _live(self) -> None:
+        self._serve()
+        self._ended()
+
+    def _serve(self) -> None:
         with asyncio.Runner() as runner:
-            while True:
-                tell = self._work.get()(runner)
+            while (work := self._work.get()) is not None:
+                tell = work(runner)
                 with _IDLE_LOCK:
-                    enough = len(_IDLE) >= MOST_IDLE
+                    enough = len(_IDLE) >= MOST_IDLE or not ThreadHandle.open
                     if not enough:
                         _IDLE.append(self)
                 tell()
@@ -77,8 +91,13 @@ class _Hand:
                     return
 
 
+def _soon(loop: asyncio.AbstractEventLoop, callback: Callable[..., None], *args: Any) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed already
+        loop.call_soon_threadsafe(callback, *args)
+
+
 MOST_IDLE = 32
-"""Threads that are kept for the next call; each loop has three descriptors."""
+"""Threads that are kept for the next call, while a handle is open; each loop has three descriptors."""
 _IDLE: list[_Hand] = []
 _IDLE_LOCK = threading.Lock()
 
@@ -107,8 +126,13 @@ class ThreadHandle:
     nor the end of the program. Threads whose call is over serve the next one, of any handle.
     """
 
+    open = 0
+    """Handles that are not closed."""
+
     def __init__(self, env: GymEnv) -> None:
-        self.env = env
+        self.env, self._closed = env, False
+        with _IDLE_LOCK:
+            ThreadHandle.open += 1
 
     async def _call(self, make_coroutine: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> Any:
         loop = asyncio.get_running_loop()
@@ -129,11 +153,7 @@ class ThreadHandle:
             except BaseException as raised:
                 error = raised
 
-            def tell() -> None:
-                with contextlib.suppress(RuntimeError):  # the loop is closed already
-                    loop.call_soon_threadsafe(settle, result, error)
-
-            return tell
+            return lambda: _soon(loop, settle, result, error)
 
         _hand().do(work)
         return await future
@@ -151,7 +171,17 @@ class ThreadHandle:
         return await self._call(self.env.arandom, random.Random(seed))  # type: ignore[no-any-return]
 
     async def close(self) -> None:
-        await self._call(self.env.aclose)
+        try:
+            await self._call(self.env.aclose)
+        finally:
+            last: list[_Hand] = []
+            with _IDLE_LOCK:
+                ThreadHandle.open -= not self._closed
+                self._closed = True
+                if not ThreadHandle.open:
+                    last, _IDLE[:] = list(_IDLE), []
+            for hand in last:
+                await hand.end()
 
 
 class EnvPool:
