@@ -9,15 +9,15 @@ COMMON = (
     "rl.correction=none",
     "rl.tasks=8",
     "rl.group=8",
-    "rl.steps=24",
-    "rl.lr=5e-4",
+    "rl.steps=40",
+    "rl.lr=2e-4",
     "rl.schedule.warmup=2",
     "eval.tasks=200",
     "log.trackers=[]",
     "log.episodes_every=1000",
     "log.checkpoint_every=12",
 )
-"""Laid over every run: 24 steps of 64 episodes, and 200 held-out tasks."""
+"""Laid over every run: 40 steps of 64 episodes, and 200 held-out tasks."""
 
 
 @dataclass(frozen=True)
