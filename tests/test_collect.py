@@ -142,6 +142,8 @@ def test_interrupted_it_says_how_to_go_on_and_has_lost_nothing(tmp_path):
     process = subprocess.Popen(
         [sys.executable, script, "collect", "test/Waits-v0", "-n", "4", "--deadline", "900", "--out", out],
         text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # Who starts the tests in the background of a shell has them ignore Ctrl-C, which children inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     while process.poll() is None and (
         not journal_of(out).exists() or journal_of(out).read_bytes().count(b"\n") < 3
