@@ -8,9 +8,10 @@ import sysconfig
 import traceback
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
-_PLUMBING = tuple(
-    _HERE + name for name in ("gym.py", "workers.py", "processes.py", "process_worker.py", "registry.py", "blame.py")
-)
+_FILES = (
+    "gym.py", "workers.py", "processes.py", "process_worker.py", "wire.py", "registry.py", "blame.py",
+)  # fmt: skip
+_PLUMBING = tuple(_HERE + name for name in _FILES)
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (.+)')
 
 

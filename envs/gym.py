@@ -7,7 +7,7 @@ import difflib
 import inspect
 import math
 import threading
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -33,6 +33,9 @@ class StepResult:
     terminated: bool
     truncated: bool = False
     info: dict[str, Any] = field(default_factory=dict)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StepResult, (self.observation, self.reward, self.terminated, self.truncated, self.info)
 
 
 class GymEnv(gymnasium.Env[Any, Any]):
@@ -114,11 +117,24 @@ class GymEnv(gymnasium.Env[Any, Any]):
 
     async def astep(self, action: Action | str) -> StepResult:
         """Play one action. Raises EnvironmentFault after the end and where the world breaks its contract."""
+        begun = self.begin_step(action)
+        return begun if isinstance(begun, StepResult) else await begun
+
+    def begin_step(self, action: Action | str) -> StepResult | Coroutine[Any, Any, StepResult]:
+        """`astep` for callers that need no coroutine where the world needs none."""
         if self._ended:
             raise EnvironmentFault(f"{self.env_id}: the episode is over; call reset() before step()")
         action = Action.of(action)
         void = not action.tool_calls and not self.world.recognises(action)
-        value = await _result(self.world.step(action))
+        value = self.world.step(action)
+        if type(value) is not tuple and inspect.isawaitable(value):
+            return self._awaited_step(value, void, action)
+        return self._stepped(value, void, action)
+
+    async def _awaited_step(self, value: Awaitable[Any], void: bool, action: Action) -> StepResult:
+        return self._stepped(await value, void, action)
+
+    def _stepped(self, value: Any, void: bool, action: Action) -> StepResult:
         result = self._step_result(value, void)
         self._turns += 1
         if self.render_mode is not None:

@@ -18,9 +18,9 @@ import time
 import traceback
 from typing import Any
 
-from gymrl.envs.gym import EnvironmentFault, GymEnv
-from gymrl.envs.processes import HEADER, frame
+from gymrl.envs.gym import EnvironmentFault, GymEnv, StepResult
 from gymrl.envs.registry import make, register
+from gymrl.envs.wire import PART, frame, take_frames
 
 PR_SET_PDEATHSIG = 1
 
@@ -31,9 +31,13 @@ def main() -> None:
     fd, parent = int(sys.argv[2]), int(sys.argv[3])
     _die_with(parent)
     os.dup2(2, 1)  # what an environment prints must not get into the parent's tables
-    asyncio.run(_Server().serve(socket.socket(fileno=fd)))
+    asyncio.run(_serve(socket.socket(fileno=fd)))
     sys.stderr.flush()
     os._exit(0)  # threads of an environment do not keep the process
+
+
+async def _serve(sock: socket.socket) -> None:
+    await _Server(sock).serve()
 
 
 def _die_with(parent: int) -> None:
@@ -52,50 +56,102 @@ def _die_with(parent: int) -> None:
 
 
 class _Server:
-    def __init__(self) -> None:
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.socket = sock
+        self.loop = asyncio.get_running_loop()
         self.envs: dict[int, GymEnv] = {}
         self.running: dict[int, asyncio.Task[Any]] = {}
         self.tasks: set[asyncio.Task[None]] = set()
+        self.ended = asyncio.Event()
+        self.heard, self.unsaid = bytearray(), bytearray()
 
-    async def serve(self, sock: socket.socket) -> None:
-        reader, self.writer = await asyncio.open_connection(sock=sock)
+    async def serve(self) -> None:
+        self.loop.add_reader(self.socket.fileno(), self.hear)
         beat = asyncio.create_task(self.beat())
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                (size,) = HEADER.unpack(await reader.readexactly(HEADER.size))
-                number, method, args = pickle.loads(await reader.readexactly(size))
-                if method == "exit":
-                    break
-                task = asyncio.create_task(self.answer(number, method, args))
-                self.tasks.add(task)
-                task.add_done_callback(self.tasks.discard)
+        await self.ended.wait()
+        self.loop.remove_reader(self.socket.fileno())
         beat.cancel()
         for key in list(self.envs):
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(self.close(key), 2.0)
-        self.writer.close()
+        self.loop.remove_writer(self.socket.fileno())
+        self.socket.close()
 
     async def beat(self) -> None:
         """Tell the parent that the loop turns, so that a world that awaits is not taken for one that hangs."""
         while True:
             await asyncio.sleep(1.0)
             if self.running:
-                self.writer.write(frame((0, True, None)))
+                self.say(frame((0, True, None)))
 
-    async def answer(self, number: int, method: str, args: tuple[Any, ...]) -> None:
+    def hear(self) -> None:
         try:
-            value = await getattr(self, method)(*args)
+            part = self.socket.recv(PART if len(self.heard) < PART else 2**20)
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            part = b""
+        if not part:
+            self.ended.set()
+        self.heard += part
+        for number, method, args in take_frames(self.heard):
+            if method == "exit":
+                self.ended.set()
+            elif not self.ended.is_set():
+                self.begin(number, method, args)
+
+    def say(self, message: bytes) -> None:
+        """Send a message: now, as far as the pipe takes it, and the rest when it has room again."""
+        if not self.unsaid:
             try:
-                message = frame((number, True, value))
+                message = message[self.socket.send(message) :]
+            except BlockingIOError:
+                pass
+            except OSError:  # the parent is gone
+                return
+            if not message:
+                return
+            self.loop.add_writer(self.socket.fileno(), self.say_rest)
+        self.unsaid += message
+
+    def say_rest(self) -> None:
+        try:
+            with memoryview(self.unsaid) as rest:
+                sent = self.socket.send(rest)
+            del self.unsaid[:sent]
+        except BlockingIOError:
+            return
+        except OSError:
+            self.unsaid.clear()
+        if not self.unsaid:
+            self.loop.remove_writer(self.socket.fileno())
+
+    def begin(self, number: int, method: str, args: tuple[Any, ...]) -> None:
+        """Answer a call: a step of a world that is not asynchronous at once, all else in a task."""
+        work: Any
+        if method == "step" and args[0] not in self.running:
+            try:
+                work = self.envs[args[0]].begin_step(args[1])
+                if isinstance(work, StepResult):
+                    self.say(_told(number, method, work))
+                    return
             except Exception as error:
-                raise EnvironmentFault(
-                    f"{method}() returned what cannot be sent between processes ({error}): use plain data"
-                ) from None
+                self.say(frame((number, False, _words(error))))
+                return
+            work = self.run(args[0], work)
+        else:
+            work = getattr(self, method)(*args)
+        task = asyncio.create_task(self.answer(number, method, work))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def answer(self, number: int, method: str, work: Any) -> None:
+        try:
+            message = _told(number, method, await work)
         except (Exception, asyncio.CancelledError) as error:
-            message = frame((number, False, _told(error)))
-        self.writer.write(message)
-        with contextlib.suppress(ConnectionError):
-            await self.writer.drain()
+            message = frame((number, False, _words(error)))
+        self.say(message)
 
     async def open(
         self, key: int, env_id: str, target: str, defaults: dict[str, Any], params: dict[str, Any]
@@ -115,7 +171,7 @@ class _Server:
         return await self.run(key, self.envs[key].areset(task))
 
     async def step(self, key: int, action: Any) -> Any:
-        return await self.run(key, self.envs[key].astep(action))
+        return await self.run(key, self.envs[key].astep(action))  # refused, as another call is under way
 
     async def oracle(self, key: int) -> Any:
         return await self.run(key, self.envs[key].aoracle())
@@ -144,7 +200,16 @@ class _Server:
             await env.aclose()
 
 
-def _told(error: BaseException) -> tuple[bytes | None, str, str, str]:
+def _told(number: int, method: str, value: Any) -> bytes:
+    try:
+        return frame((number, True, value))
+    except Exception as error:
+        raise EnvironmentFault(
+            f"{method}() returned what cannot be sent between processes ({error}): use plain data"
+        ) from None
+
+
+def _words(error: BaseException) -> tuple[bytes | None, str, str, str]:
     trace = "".join(traceback.format_exception(error))
     if isinstance(error, asyncio.CancelledError):
         error = EnvironmentFault("the environment was closed during the call")

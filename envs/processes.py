@@ -1,43 +1,35 @@
 """Worker processes for environments that compute for long or are not safe in threads.
 
-A worker is a fresh Python process (no fork: the parent may hold torch's threads) that keeps many environments and
-speaks in length-prefixed pickles over a socket pair. Two threads of the parent serve each worker, so that neither
-a slow worker nor a full pipe ever blocks the event loop, and so that handles work from any loop.
+A worker is a fresh Python process (no fork: the parent may hold torch's threads) that keeps many environments. Its
+answers are read by the event loops that wait for them, so that a step costs no thread's wake-up; a thread of the
+parent starts the process, watches it, reads what no loop finds the time to, and clears up when it is gone. Neither a
+slow worker nor a full pipe ever blocks an event loop, and handles work from any loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
 import pickle
-import queue
 import select
 import signal
-import socket
-import struct
 import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import Future
 from typing import Any
 
 from gymrl.envs.gym import EnvironmentFault, StepResult
 from gymrl.envs.records import Action, Observation, TaskSpec
 from gymrl.envs.registry import entry
+from gymrl.envs.wire import Wire, frame
 
-HEADER = struct.Struct(">Q")
 START_SECONDS = 120.0
 """How long a process may take until its first answer, on a machine that is busy."""
 BOOT = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from gymrl.envs.process_worker import main; main()"
-
-
-def frame(message: Any) -> bytes:
-    """A message on the wire: its length in 8 bytes, then its pickle. Raises whatever pickle raises."""
-    body = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-    return HEADER.pack(len(body)) + body
 
 
 class Worker:
@@ -50,12 +42,10 @@ class Worker:
         """Why the process is gone; '' while it is there."""
         self._stall_seconds = stall_seconds
         self._ids = itertools.count(1)
-        self._waiting: dict[int, tuple[Future[Any], str]] = {}
+        self._waiting: dict[int, tuple[asyncio.Future[Any], str]] = {}
         self._lock = threading.Lock()
-        self._socket: socket.socket | None = None
-        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._queued = 0
-        """Messages in the outbox that are not yet sent."""
+        self._wire = Wire(self._answered, self._failed)
+        self._heard, self._limit = time.monotonic(), max(START_SECONDS, stall_seconds)
         self._kill_reason = ""
         self._closing = False
         self._process: subprocess.Popen[bytes] | None = None
@@ -63,26 +53,24 @@ class Worker:
         self.thread.start()
 
     async def call(self, what: str, method: str, *args: Any) -> Any:
-        """Run `method` in the process. Raises what it raises there, or EnvironmentFault if the process dies."""
-        return await asyncio.wrap_future(self.send(what, method, *args))
-
-    def send(self, what: str, method: str, *args: Any) -> Future[Any]:
-        """Queue a call; `what` names it in the reason if the process dies over it."""
-        future: Future[Any] = Future()
+        """Run `method` in the process; `what` names it in the reason if the process dies over it. Raises what it
+        raises there, or EnvironmentFault if the process dies."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
         number = next(self._ids)
         message = frame((number, method, args))
         with self._lock:
             if self.dead:
                 raise EnvironmentFault(f"{what}: {self.dead}")
             self._waiting[number] = (future, what)
-            self._post(message)
-        return future
+        self._wire.listen(loop)
+        self._wire.send(message)
+        return await future
 
     def stop(self, grace: float) -> None:
         """Ask the process to close its environments and go; kill it after `grace` seconds. Blocks."""
         self._closing = True
-        with self._lock:
-            self._post(frame((0, "exit", ())))
+        self._wire.send(frame((0, "exit", ())))
         self.thread.join(grace)
         if self.thread.is_alive():
             self.kill("was stopped")
@@ -93,48 +81,25 @@ class Worker:
         if self._process is not None:
             self._process.kill()
 
-    def _post(self, message: bytes) -> None:
-        """Send a message, with the lock held: at once, as far as the pipe takes it and nothing waits before it (a
-        thread less to wake); the rest is the writer's."""
-        if self._socket is not None and not self._queued:
-            try:
-                message = message[self._socket.send(message, socket.MSG_DONTWAIT) :]
-            except BlockingIOError:
-                pass
-            except OSError:  # the process is gone, as the reader will find
-                return
-        if message:
-            self._queued += 1
-            self._outbox.put(message)
-
-    # -- the threads -------------------------------------------------------------------------------------
+    # -- the thread ----------------------------------------------------------------------------------------
 
     def _live(self) -> None:
-        """Start the process, read its answers, and clear up when it is gone.
+        """Start the process, watch it, and clear up when it is gone.
 
         This thread starts the process and outlives it, because the kernel's parent-death signal is bound to the
         thread, not the process, that started it.
         """
-        ours, theirs = socket.socketpair()
-        writer = threading.Thread(target=self._write, args=(ours,), name="gymrl-env-writer", daemon=True)
         reason = ""
         try:
-            with theirs:
+            with self._wire.theirs as theirs:
                 self._process = self._start(theirs.fileno())
             self.pid = self._process.pid
-            with self._lock:
-                self._socket = ours
-            writer.start()
-            self._read(ours)
+            self._watch()
         except Exception as error:  # whatever it was, nobody may wait for this worker for ever
             reason = f"the worker process failed ({type(error).__name__}: {error})"
             self.kill(reason)
         finally:
             self._bury(reason)
-            self._outbox.put(None)
-            if writer.ident is not None:
-                writer.join()
-            ours.close()
 
     def _start(self, fd: int) -> subprocess.Popen[bytes]:
         paths = json.dumps([path for path in sys.path if isinstance(path, str)])
@@ -145,47 +110,29 @@ class Worker:
             command, env=environ, stdin=subprocess.DEVNULL, pass_fds=(fd,), process_group=0
         )  # fmt: skip
 
-    def _write(self, sock: socket.socket) -> None:
-        while (message := self._outbox.get()) is not None:
-            try:
-                sock.sendall(message)
-            except OSError:
-                return
-            with self._lock:
-                self._queued -= 1
-
-    def _read(self, sock: socket.socket) -> None:
+    def _watch(self) -> None:
+        """Until the process is gone: once a second, read what no loop has read, and see whether it says anything."""
         poll = select.poll()
-        poll.register(sock, select.POLLIN)
-        heard, limit = time.monotonic(), max(START_SECONDS, self._stall_seconds)
-        buffer = bytearray()
-        while True:
-            if not poll.poll(1000):
-                if not self._waiting:
-                    heard = time.monotonic()
-                elif time.monotonic() - heard > limit:
-                    self.kill(f"said nothing for {limit:g} s and was killed")
-                continue
-            try:
-                part = sock.recv(2**18)
-            except ConnectionError:
-                return
-            if not part:
-                return
-            heard, limit = time.monotonic(), self._stall_seconds
-            buffer += part
-            while (message := _take_frame(buffer)) is not None:
-                self._answered(*message)
+        poll.register(self._wire.socket, 0)  # a hang-up is always told, and nothing else wakes this thread
+        while not poll.poll(1000):
+            self._wire.read()
+            if not self._waiting:
+                self._heard = time.monotonic()
+            elif time.monotonic() - self._heard > self._limit:
+                self.kill(f"said nothing for {self._limit:g} s and was killed")
+        self._wire.read()
 
-    def _answered(self, number: int, ok: bool, value: Any) -> None:
+    def _answered(self, message: tuple[int, bool, Any]) -> None:
+        """A message of the process, on whatever thread has read it."""
+        number, ok, value = message
+        self._heard, self._limit = time.monotonic(), self._stall_seconds
         with self._lock:
             future, _ = self._waiting.pop(number, (None, ""))
-        if future is None or not future.set_running_or_notify_cancel():
-            return
-        if ok:
-            future.set_result(value)
-        else:
-            future.set_exception(_error(*value))
+        if future is not None:
+            _settle(future, value if ok else None, None if ok else _error(*value))
+
+    def _failed(self, error: Exception) -> None:
+        self.kill(f"sent what cannot be read ({type(error).__name__}: {error}) and was killed")
 
     def _bury(self, reason: str) -> None:
         if self._process is not None:
@@ -193,23 +140,25 @@ class Worker:
             how = self._kill_reason or ("was closed" if self._closing else _exit_words(code))
             reason = reason or f"the worker process {self.pid} {how}"
         with self._lock:
-            self.dead, self._socket = reason or "the worker process is gone", None
+            self.dead = reason or "the worker process is gone"
             waiting, self._waiting = self._waiting, {}
+        self._wire.close()
         for future, what in waiting.values():
-            if future.set_running_or_notify_cancel():
-                future.set_exception(EnvironmentFault(f"{what}: {self.dead}"))
+            _settle(future, None, EnvironmentFault(f"{what}: {self.dead}"))
 
 
-def _take_frame(buffer: bytearray) -> Any:
-    """Cut the first whole message off the buffer; None where there is none yet."""
-    if len(buffer) < HEADER.size:
-        return None
-    end = HEADER.size + HEADER.unpack_from(buffer)[0]
-    if len(buffer) < end:
-        return None
-    message = pickle.loads(buffer[HEADER.size : end])
-    del buffer[:end]
-    return message
+def _settle(future: asyncio.Future[Any], value: Any, error: Exception | None) -> None:
+    """Give a future its result, from any thread."""
+    loop = future.get_loop()
+    if asyncio._get_running_loop() is not loop:
+        with contextlib.suppress(RuntimeError):  # the loop is closed already
+            loop.call_soon_threadsafe(_settle, future, value, error)
+    elif future.done():
+        pass  # nobody waits any more
+    elif error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(value)
 
 
 def _exit_words(code: int) -> str:

@@ -1,4 +1,7 @@
-"""The frozen records that pass between an environment and an agent."""
+"""The frozen records that pass between an environment and an agent.
+
+Those that every step sends between processes say by `__reduce__` how they are made again: a pickle of half the work.
+"""
 
 from __future__ import annotations
 
@@ -54,6 +57,9 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     name: str | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Message, (self.role, self.text, self.images, self.tool_calls, self.name)
+
 
 @dataclass(frozen=True, slots=True)
 class Observation:
@@ -61,6 +67,9 @@ class Observation:
 
     messages: tuple[Message, ...]
     tools: tuple[Tool, ...] = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Observation, (self.messages, self.tools)
 
     @property
     def text(self) -> str:
@@ -85,6 +94,9 @@ class Action:
 
     text: str
     tool_calls: tuple[ToolCall, ...] = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Action, (self.text, self.tool_calls)
 
     @classmethod
     def of(cls, value: Action | str) -> Action:
