@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import struct
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from gymrl.sandboxes import worker as workers
 from gymrl.sandboxes.base import Limits, Result, SandboxFault, SandboxUnavailable, ShellSession
@@ -153,7 +155,7 @@ class PoolShell(ShellSession):
         else:
             self._exchange.stop()
 
-    def _begin(self, text: bytes, timeout: float, limits: Limits) -> Callable[[bool], Result]:
+    def _begin(self, text: bytes, timeout: float, limits: Limits) -> ShellTurn:
         worker = self._start()
         self._exchange.begin(limits.output)
         start = time.monotonic()
@@ -162,19 +164,7 @@ class PoolShell(ShellSession):
         except BaseException:
             self._exchange.stop()
             raise
-        return lambda ready: self._finish(worker, nonce, start, timeout, ready)
-
-    def _finish(self, worker: Worker, nonce: bytes, start: float, timeout: float, ready: bool) -> Result:
-        try:
-            deadline = start + timeout + workers.GRACE
-            end, reason = workers.attend(worker, self._exchange.streams, nonce, deadline, ready)
-        except BaseException:
-            self._exchange.stop()
-            raise
-        out, err = (stream.take() for stream in self._exchange.streams)
-        if end.cause != protocol.DONE:
-            err += _epitaph(end, reason, timeout)
-        return Result(out, err, "", end.exit, time.monotonic() - start, reason, self.backend)
+        return ShellTurn(self, worker, nonce, start, timeout)
 
     def _read(self, path: str, most: int) -> bytes:
         worker = self._start()
@@ -198,6 +188,40 @@ class PoolShell(ShellSession):
     def _write(self, path: str, data: bytes) -> None:
         name = os.fsencode(path)
         _check_visit(self._ask(protocol.PUT, protocol.PATH.pack(len(name)) + name + data), path)
+
+
+@dataclass(frozen=True, slots=True)
+class ShellTurn:
+    """A command that was sent to the worker."""
+
+    shell: PoolShell
+    worker: Worker
+    nonce: bytes
+    start: float
+    timeout: float
+
+    @property
+    def source(self) -> socket.socket:
+        return self.worker.control
+
+    def quick(self) -> Result:
+        return self._finish(True)
+
+    def slow(self) -> Result:
+        return self._finish(False)
+
+    def _finish(self, ready: bool) -> Result:
+        exchange = self.shell._exchange
+        try:
+            deadline = self.start + self.timeout + workers.GRACE
+            end, reason = workers.attend(self.worker, exchange.streams, self.nonce, deadline, ready)
+        except BaseException:
+            exchange.stop()
+            raise
+        out, err = (stream.take() for stream in exchange.streams)
+        if end.cause != protocol.DONE:
+            err += _epitaph(end, reason, self.timeout)
+        return Result(out, err, "", end.exit, time.monotonic() - self.start, reason, self.shell.backend)
 
 
 def _send(tree: WorkingTree, writer: int, failures: list[OSError]) -> None:

@@ -125,6 +125,10 @@ class Worker:
     folder: str
     group: cgroup.Cgroup | None = None
     """What bounds the memory of the worker and all that runs in it; None: only the worker's own look at it does."""
+    gives = False
+    """Whether a socket may come along with an outcome."""
+    given: socket.socket | None = None
+    """The one that came last."""
     _finalizer: weakref.finalize[..., Any]
 
     def __init__(
@@ -203,8 +207,7 @@ class Worker:
 
     def begin(self, kind: bytes, fds: list[int], code: bytes, timeout: float, limits: Limits) -> bytes:
         """Send a request; the nonce that its outcome must bear. Raises SandboxFault if the worker is dead."""
-        if self.group is not None:
-            self._bound(self.group, self.ceiling.above(kind, limits, len(code)))
+        self.bound(kind, limits, len(code))
         nonce = os.urandom(protocol.NONCE)
         head = protocol.REQUEST.pack(
             timeout, limits.memory, limits.file_size, limits.disk, limits.processes, limits.output, len(code)
@@ -217,6 +220,11 @@ class Worker:
         except OSError:
             raise self.fault() from None
         return nonce
+
+    def bound(self, kind: bytes, limits: Limits, size: int) -> None:
+        """Set the ceiling on memory for a request with `size` bytes of code. Raises SandboxFault."""
+        if self.group is not None:
+            self._bound(self.group, self.ceiling.above(kind, limits, size))
 
     def _bound(self, group: cgroup.Cgroup, size: int) -> None:
         """Set the ceiling on memory, where it is not what it was."""
@@ -249,7 +257,7 @@ class Worker:
             self.control.settimeout(patience)
         head = protocol.OUTCOME.size
         try:
-            data = self.control.recv(2**16)  # nothing follows an outcome
+            data = self._hear() if self.gives else self.control.recv(2**16)  # nothing follows an outcome
             data += protocol.receive(self.control, max(0, head - len(data))) if data else b""
             if len(data) < head:
                 raise self.fault()
@@ -260,6 +268,15 @@ class Worker:
         if echo != nonce or len(value) != size:
             raise self.fault()
         return Outcome(cause, status, seconds, lost, value)
+
+    def _hear(self) -> bytes:
+        """Receive, and keep a socket that comes along."""
+        data, notes, _, _ = self.control.recvmsg(2**16, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+        for _, _, note in notes:
+            if self.given is not None:
+                self.given.close()
+            self.given = socket.socket(fileno=int.from_bytes(note[:4], sys.byteorder))
+        return data
 
     def fault(self) -> SandboxFault:
         """End the worker; the error to raise for the call in flight."""
@@ -274,6 +291,8 @@ class Worker:
         )
 
     def close(self) -> None:
+        if self.given is not None:
+            self.given.close()
         self._finalizer()
 
 
@@ -285,6 +304,9 @@ def _end(
     folder: str,
     group: cgroup.Cgroup | None,
 ) -> None:
+    if os.getpid() == owner:
+        with contextlib.suppress(OSError):
+            control.shutdown(socket.SHUT_RDWR)  # an event loop may have a copy yet
     control.close()
     log.close()
     if os.getpid() != owner:  # a forked copy: the worker is another's

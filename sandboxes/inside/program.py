@@ -196,8 +196,7 @@ def session(listener: int) -> NoReturn:
         os.close(listener)
     number, own = 0, os.getpid()
     while True:
-        head, fds = _receive(channel)
-        order, size = protocol.ORDER.unpack(head)
+        order, size, body, fds = _receive(channel)
         if order == protocol.FORK:
             if os.fork():
                 os.close(fds[0])
@@ -210,7 +209,7 @@ def session(listener: int) -> NoReturn:
             status = os.waitpid(size, 0)[1]
             channel.sendall(protocol.REPLY.pack(protocol.ENDED, status, 0))
         elif order == protocol.RUN:
-            text = _exactly(channel, size).decode("utf-8", "surrogatepass")
+            text = (body + _exactly(channel, size - len(body))).decode("utf-8", "surrogatepass")
             number += 1
             value, left = [""], [False]
             status = guarded(lambda text=text, value=value, left=left, name=f"<turn {number}>":
@@ -225,11 +224,15 @@ def session(listener: int) -> NoReturn:
             channel.sendall(protocol.REPLY.pack(kind, status, len(shown)) + shown)
 
 
-def _receive(channel: socket.socket) -> tuple[bytes, list[int]]:
-    head, fds = protocol.receive_fds(channel, protocol.ORDER.size, 1)
-    if not head:
+def _receive(channel: socket.socket) -> tuple[bytes, int, bytes, list[int]]:
+    """An order, its number, what is there already of what follows it, and a descriptor that came along. No other order
+    comes before this one is carried out."""
+    data, fds = protocol.receive_fds(channel, 4096, 1)
+    if not data:
         os._exit(0)
-    return head + _exactly(channel, protocol.ORDER.size - len(head)), fds
+    if (short := protocol.ORDER.size - len(data)) > 0:
+        data += _exactly(channel, short)
+    return *protocol.ORDER.unpack_from(data), data[protocol.ORDER.size :], fds
 
 
 def _exactly(channel: socket.socket, size: int) -> bytes:
@@ -242,16 +245,31 @@ def _exactly(channel: socket.socket, size: int) -> bytes:
 def turn(text: str, name: str, names: dict[str, Any], value: list[str], left: list[bool]) -> None:
     """Execute one turn; the repr of a last expression that is not None goes into `value[0]`."""
     remember(text, name)
-    tree = ast.parse(text, name)
-    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    body, last = parts(text, name)
     try:
-        exec(compile(tree, name, "exec", dont_inherit=True), names)
-        if isinstance(last, ast.Expr):
-            result = eval(compile(ast.Expression(last.value), name, "eval", dont_inherit=True), names)
+        if body is not None:
+            exec(body, names)
+        if last is not None:
+            result = eval(last, names)
             value[0] = "" if result is None else repr(result)
     except SystemExit:
         left[0] = True
         raise
+
+
+def parts(text: str, name: str) -> tuple[types.CodeType | None, types.CodeType | None]:
+    """A turn compiled: all but the last expression, and that. Raises SyntaxError."""
+    if "\n" not in text and "\\" not in text:  # mostly one expression, or one statement
+        try:
+            return None, compile(text, name, "eval", dont_inherit=True)
+        except Exception:
+            pass
+    tree = ast.parse(text, name)
+    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    body = compile(tree, name, "exec", dont_inherit=True) if tree.body or last is None else None
+    if not isinstance(last, ast.Expr):
+        return body, None
+    return body, compile(ast.Expression(last.value), name, "eval", dont_inherit=True)
 
 
 def warm_up() -> None:

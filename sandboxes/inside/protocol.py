@@ -18,6 +18,8 @@ NONCE = 16
 
 RUN, SESSION, TURN, KILL = b"r", b"s", b"t", b"k"
 SNAPSHOT, RESTORE, FORGET = b"n", b"b", b"f"
+ATTEND = b"y"
+"""To a session's worker: to attend to a turn that the caller has begun itself (below)."""
 SHELL, EXEC, GET, PUT, WIPE = b"h", b"x", b"g", b"p", b"w"
 """To a shell: start (stdout, stderr and a stream of the working tree come along), evaluate, read a file, write one
 (PATH, the path, the bytes), begin anew."""
@@ -34,6 +36,10 @@ REPLY = struct.Struct("<ciQ")
 """From it: READY (status: its process id), DONE or LEFT (exit status, length of the value that follows), ENDED (wait
 status)."""
 FORK, WAIT = b"f", b"w"
+STARTED, DONE_WITH, SHUT, HEAD = 0, 8, 16, 24
+"""Places on the page that a caller and a session's worker share, for turns that the caller begins and ends itself: how
+many it began and how many it is done with; whether it may begin none (1), since the worker is not on watch; the REQUEST
+of the last one. Programs never have the page."""
 PATH = struct.Struct("<I")
 ITEM = struct.Struct("<cIQQI")
 """One thing of a working tree on its way: kind, mode, time of change (ns), size, length of the path below the tree. The
@@ -42,6 +48,8 @@ FOLDER, FILE, LINK, END = b"d", b"f", b"l", b"."
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "LD_BIND_NOW": "1"}
 """What a worker is started with: programs that print a set print the same every time; and symbols are found once, not
 again in every child."""
+DIRECT = 2**16
+"""Bytes of a reply that a caller reads from the program's process itself."""
 LONGEST = 2**20
 """Bytes of a turn's value; a run's output limit cuts it further."""
 

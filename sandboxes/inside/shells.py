@@ -71,6 +71,8 @@ class Shell:
         self.folder, self.exports = b"", b""
         self.said: bytes | None = None
         self.waits = False
+        self.watching = True
+        self.stopped = False
 
     def carry_out(self, request: Request) -> tuple[Outcome, bytes]:
         """Any request to a shell; what came of it, and the nonce."""
@@ -111,6 +113,7 @@ class Shell:
         bash = self.bash
         assert bash is not None
         end = time.monotonic() + request.timeout
+        self.thaw(bash)
         try:
             self.send(bash, request.code, end)
             cause, status = self.await_status(bash, request, end)
@@ -191,6 +194,24 @@ class Shell:
             return
         self.folder, self.exports, _ = said.split(b"\0", 2)
 
+    def idle(self) -> bool:
+        """Between commands nothing runs: once none has come for a moment, the bash is stopped. Whether to go on."""
+        if self.bash is not None and not self.stopped and not self.watch.ended(self.bash.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.bash.pid, signal.SIGSTOP)
+                self.stopped = True
+            self.watch.end({self.bash.pid})
+        return False
+
+    def thaw(self, bash: Bash) -> None:
+        if self.stopped:
+            self.stopped = False
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(bash.pid, signal.SIGCONT)
+
+    def gift(self) -> None:
+        """Nothing goes to the caller with an outcome."""
+
     # -- the bash --------------------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -225,6 +246,7 @@ class Shell:
             os.close(self.bash.handle)
             self.bash.channel.close()
         self.bash = self.said = None
+        self.stopped = False
 
     def start_again(self) -> bool:
         """A new bash in the folder and with the exported variables of the old one; whether it could be had."""

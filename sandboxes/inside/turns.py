@@ -15,9 +15,10 @@ import signal
 import socket
 import struct
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from gymrl.sandboxes.inside import files, protocol
+from gymrl.sandboxes.inside.between import Between, Held
 from gymrl.sandboxes.inside.questions import Questions
 from gymrl.sandboxes.inside.zygote import Outcome, Request, Zygote
 
@@ -27,43 +28,33 @@ PATIENCE = 5.0
 """Seconds that a process may take to fork itself."""
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A process that holds a session's state, waiting. questions: where it asks whether it may fork (None: it need
-    not); files: the folders' contents that belong to it."""
-
-    pid: int
-    channel: socket.socket
-    questions: Questions | None = None
-    files: tuple[files.Tree, files.Tree] = (files.Tree(), files.Tree())
-
-
 class Lost(Exception):
     """The process that held the state does not do as it is told: the program has tampered with it."""
 
 
-class Turns:
+class Turns(Between):
     """The session of one worker."""
 
     def __init__(self, zygote: Zygote) -> None:
-        self.zygote, self.tier, self.watch = zygote, zygote.tier, zygote.watch
-        self.current: Held | None = None
-        self.snapshots: dict[int, Held] = {}
+        super().__init__(zygote)
         self.asking: list[Questions] = []
         self.first: Request | None = None
         self.made = 0
-        self.untidy = False
-        self.only = 0  # the session's process where nothing else was there when it was started
-        self.spare: Held | None = None
         self.done: Held | None = None
 
     def carry_out(self, request: Request) -> tuple[Outcome, bytes]:
         """Any request but for a program to run; what came of it, and the nonce."""
-        if request.kind == protocol.TURN:
+        self.watching = True
+        self.shut()
+        if request.kind != protocol.ATTEND:
+            self.cause = b""
+        if request.kind in (protocol.TURN, protocol.ATTEND):
             return self.turn(request)
         nonce = self.zygote.exactly(protocol.NONCE)
         try:
             if request.kind == protocol.SESSION:
+                if len(request.fds) > 2:
+                    self.page = request.fds.pop()
                 self.first = request
                 self.restart()
             elif request.kind == protocol.SNAPSHOT:
@@ -82,7 +73,7 @@ class Turns:
     # -- turns -----------------------------------------------------------------------------------------
 
     def turn(self, request: Request) -> tuple[Outcome, bytes]:
-        """Run the code. Its first byte says whether a checkpoint is taken."""
+        """Run the code. Its first byte says whether a checkpoint is taken; there is none where the caller has begun."""
         checkpoint, code = request.code[:1] == b"c", request.code[1:]
         base = self.current
         assert base is not None
@@ -91,8 +82,10 @@ class Turns:
             if checkpoint:
                 base, runs = self.branch(base)
             else:
+                self.thaw(base.pid)
                 self.drop_spare()
-            self.order(runs.channel, protocol.RUN, len(code), code, request.timeout)
+            if request.kind == protocol.TURN:
+                self.order(runs.channel, protocol.RUN, len(code), code, request.timeout)
         except (Lost, OSError) as error:
             return self.start_again(str(error)), self.zygote.exactly(protocol.NONCE)
         nonce = self.zygote.exactly(protocol.NONCE)
@@ -104,6 +97,8 @@ class Turns:
         reply = self.reply(runs.channel, request.output, end) if cause == protocol.ENDED else None
         if cause == protocol.ENDED and self.watch.struck():
             cause, reply = protocol.MEMORY, None
+        if self.cause:
+            cause, reply, self.cause = self.cause, None, b""
         if reply is not None and (reply.cause == protocol.DONE or not checkpoint):
             self.current = runs
             if checkpoint:
@@ -127,7 +122,9 @@ class Turns:
     def branch(self, base: Held) -> tuple[Held, Held]:
         """The process that holds the state, with the files that belong to it, and its fork for a turn. Raises Lost."""
         spare, self.spare = self.spare, None
+        self.thaw(base.pid)
         if spare is not None:
+            self.thaw(spare.pid)
             return replace(base, files=spare.files), spare
         base = replace(base, files=self.contents(base.files))
         return base, self.fork(base)
@@ -144,6 +141,7 @@ class Turns:
 
     def ask(self, held: Held) -> socket.socket:
         """Tell the process to fork; what the child will be spoken to by."""
+        self.thaw(held.pid)
         ours, theirs = socket.socketpair()
         with theirs:
             socket.send_fds(held.channel, [protocol.ORDER.pack(protocol.FORK, 0)], [theirs.fileno()])
@@ -305,11 +303,16 @@ class Turns:
     def tidy(self) -> None:
         """What is left to do of a turn that went well, once its outcome is sent."""
         self.watch.struck()  # whatever was killed since is no matter of the next turn
+        self.end_turn()
+        if self.current is not None and self.current.channel is self.given and self.nothing_new():
+            self.shut(False)
+
+    def end_turn(self) -> None:
         done, self.done = self.done, None
         if not self.untidy:
             return
         if done is None or self.current is None:
-            if self.only and self.current is not None and self.watch.none_since(self.only):
+            if self.nothing_new():
                 self.untidy = False
                 return None
             return self.end()
@@ -328,16 +331,6 @@ class Turns:
             self.spare = self.born(here, ours)
         except (Lost, OSError):  # the next turn tries again
             self.end()
-
-    def kept(self) -> set[int]:
-        """The processes that hold a state."""
-        held = [*self.snapshots.values(), self.current, self.spare]
-        return {one.pid for one in held if one is not None}
-
-    def end(self) -> None:
-        """End every process but those that hold a state."""
-        self.untidy = False
-        self.watch.end(self.kept())
 
     def drain(self, channel: socket.socket) -> None:
         """Throw away what a turn that was undone has said in its parent's name."""

@@ -78,10 +78,14 @@ class Zygote:
             HOME=self.tier.work, TMPDIR=self.tier.temporary, PATH="/usr/bin:/bin", LANG="C.UTF-8"
         )
 
-    def request(self) -> Request:
-        """Wait for the next one; the nonce stays unread."""
+    def request(self, idle: Callable[[], bool] | None = None) -> Request:
+        """Wait for the next one; the nonce stays unread. idle: what to do while nothing is asked, again and again until
+        it says that it need not be done any more."""
         poller = self.listening
         while True:
+            while idle is not None and not poller.poll(INSPECT_EVERY * 1000):
+                if not idle():
+                    idle = None
             while self.parent and not poller.poll(2000):
                 self.check_parent()
             data, fds = receive_fds(self.control, 1 + protocol.REQUEST.size, 8)
@@ -95,11 +99,18 @@ class Zygote:
         kind, code = data[:1], self.exactly(size)
         return Request(kind, fds, timeout, memory, file_size, disk, processes, output, code)
 
-    def answer(self, outcome: Outcome, nonce: bytes, start: float) -> None:
+    def answer(self, outcome: Outcome, nonce: bytes, start: float, give: socket.socket | None = None) -> None:
+        """give: a copy of a socket for the caller, which is closed here."""
         head = protocol.OUTCOME.pack(
             outcome.cause, outcome.status, time.monotonic() - start, outcome.lost, len(outcome.value), nonce
         )
-        self.control.sendall(head + outcome.value)
+        if give is None:
+            self.control.sendall(head + outcome.value)
+            return
+        with give:
+            whole = head + outcome.value
+            sent = socket.send_fds(self.control, [whole], [give.fileno()])
+            self.control.sendall(whole[sent:])
 
     def exactly(self, size: int) -> bytes:
         data = protocol.receive(self.control, size)
@@ -253,7 +264,7 @@ class Zygote:
         self.ready()
         turns: Turns | Shell = Turns(self)
         while True:
-            request = self.request()
+            request = self.request(turns.idle if turns.watching else None)
             if request.kind == protocol.RUN:
                 self.run(request)
             else:
@@ -261,5 +272,5 @@ class Zygote:
                     turns = Shell(self)
                 start = time.monotonic()
                 outcome, nonce = turns.carry_out(request)
-                self.answer(outcome, nonce, start)
+                self.answer(outcome, nonce, start, turns.gift())
                 turns.tidy()
