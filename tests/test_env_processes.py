@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +201,63 @@ async def test_messages_larger_than_the_pipe_keep_their_order(toys: str) -> None
         )
         assert [result.observation.text for result in found] == texts
     await pool.aclose()
+
+
+def test_any_loop_plays_and_one_that_has_ended_or_stands_still_holds_nobody_up(toys: str) -> None:
+    pool = ProcessPool(1)
+
+    async def play(text: str) -> str:
+        handle = await pool.open(toys, {})
+        await handle.reset(task())
+        return (await handle.step(Action(text))).observation.text
+
+    assert asyncio.run(play("first")) == "first"
+    assert asyncio.run(play("second")) == "second"
+    waits, goes_on = threading.Event(), threading.Event()
+
+    async def stands_still() -> str:
+        handle = await pool.open(toys, {})
+        await handle.reset(task())
+        call = asyncio.create_task(handle.step(Action("kept")))
+        await asyncio.sleep(0)
+        waits.set()
+        goes_on.wait()  # the loop does not turn meanwhile
+        return (await call).observation.text
+
+    with ThreadPoolExecutor(1) as threads:
+        still = threads.submit(asyncio.run, stands_still())
+        waits.wait()
+        assert asyncio.run(play("beside")) == "beside"
+        big = "x" * 5_000_000
+        assert asyncio.run(play(big)) == big
+        goes_on.set()
+        assert still.result() == "kept"
+    asyncio.run(pool.aclose())
+
+
+async def test_a_loop_that_stands_still_is_no_reason_to_kill_the_worker(toys: str) -> None:
+    pool = ProcessPool(1, stall_seconds=0.5)
+    handle = await pool.open(toys, {})
+    await handle.reset(task())
+    call = asyncio.create_task(handle.step(Action("said meanwhile")))
+    await asyncio.sleep(0)
+    time.sleep(3.0)  # noqa: ASYNC251 - such as a long update of the learner's
+    assert (await call).observation.text == "said meanwhile"
+    await pool.aclose()
+
+
+async def test_descriptors_and_threads_end_with_the_pool(toys: str) -> None:
+    before = len(os.listdir("/proc/self/fd")), threading.active_count()
+    for _ in range(3):
+        pool = ProcessPool(2)
+        handles = [await pool.open(toys, {}) for _ in range(2)]
+        await asyncio.gather(*(handle.reset(task()) for handle in handles))
+        with pytest.raises(EnvironmentFault):
+            await handles[0].step(Action("die"))
+        await pool.aclose()
+    helpers = 2  # asyncio's own threads, which stop the workers
+    assert len(os.listdir("/proc/self/fd")) == before[0]
+    assert threading.active_count() <= before[1] + helpers
 
 
 async def test_exceptions_travel_with_their_traceback(toys: str) -> None:

@@ -484,3 +484,21 @@ def test_levels_are_those_of_the_package() -> None:
 def test_wrong_settings_of_a_challenge_are_named(params: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make("gymrl/TextWorld-v0", **params)
+
+
+@pytest.mark.parametrize("params", [{}, {"game": "cooking"}], ids=["quest", "cooking"])
+def test_the_quick_search_finds_what_textworlds_own_finds_in_its_order(params: dict[str, Any]) -> None:
+    played, rng = make("gymrl/TextWorld-v0", **(params or SMALL)), random.Random(0)
+    for index in range(2):
+        played.reset(options={"index": index})
+        over = False
+        while not over:
+            progression = played.world.state["_game_progression"]
+            rules, constants = progression.game.kb.rules.values(), progression.game.kb.types.constants_mapping
+            theirs = list(progression.state.all_applicable_actions(rules, constants))
+            assert progression.valid_actions == theirs
+            action = played.oracle() if rng.random() < 0.4 else played.world.random_action(rng)
+            _, _, ended, cut, _ = played.step(action)
+            over = ended or cut
+        assert type(progression).__module__ == "gymrl.envs.textworld.tracking"
+    played.close()

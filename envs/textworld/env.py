@@ -12,6 +12,7 @@ from gymrl.envs.environment import Environment
 from gymrl.envs.records import Action, Message, Observation, TaskSpec
 from gymrl.envs.textworld.challenges import Challenge, Cooking
 from gymrl.envs.textworld.games import forget_propositions, game_file, problem_of, settings_of
+from gymrl.envs.textworld.tracking import quicken
 
 INSTRUCTIONS = "You play a text game. Reply with one command."
 REWARDS = ("sparse", "balanced", "dense")
@@ -123,6 +124,7 @@ class TextWorld(Environment):
             self.game.load(path)
         self.game.seed(1)  # by default the interpreter's own generator starts from the clock
         self.state = self.game.reset()
+        quicken(self.game)
         self.verbs = SYNONYMS.union(self.state["verbs"])
         self.distance = len(self.state["policy_commands"])
         self.potential = 0.0
