@@ -9,11 +9,13 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
 import pytest
 
 from gymrl.agents.players import Job, ScriptedAgent
+from gymrl.agents.records import episode_to_json
 from gymrl.agents.rollout import rollout
 from gymrl.envs import Action, EnvironmentFault, ToolCall, make
 from gymrl.envs.check import LAWS, Settings, check
@@ -415,6 +417,119 @@ def test_a_server_of_the_mcp_package_over_http_and_its_death(tmp_path):
         env.step(env.oracle())
     with pytest.raises(EnvironmentFault, match="cannot be used"):
         env.reset(options={"index": 0})
+    env.close()
+
+
+@pytest.fixture
+def guarded(tmp_path, monkeypatch):
+    """A server of the mcp package that wants a token and a key; its address, and what it was sent."""
+    uvicorn = pytest.importorskip("uvicorn")
+    from mcp.server import MCPServer
+
+    made_of = MCPServer("guarded", log_level="CRITICAL")
+    seen, wants = [], {"authorization": "Bearer s3cret-token", "x-api-key": "s3cret-key"}
+
+    def tell() -> str:
+        """What it was sent, as servers do that explain too much."""
+        return str(seen[-1])
+
+    made_of.tool()(tell)
+    inner = made_of.streamable_http_app()
+
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            seen.append({name.decode(): value.decode() for name, value in scope["headers"]})
+            if any(seen[-1].get(name) != value for name, value in wants.items()):
+                said = f"no entry with {seen[-1].get('authorization')}".encode()
+                await send({"type": "http.response.start", "status": 401, "headers": []})
+                await send({"type": "http.response.body", "body": said})
+                return
+        await inner(scope, receive, send)
+
+    served = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical"))
+    thread = threading.Thread(target=served.run, daemon=True)
+    thread.start()
+    until = time.monotonic() + 60
+    while not served.started and time.monotonic() < until:
+        time.sleep(0.02)
+    monkeypatch.setenv("GUARD_TOKEN", "s3cret-token")
+    monkeypatch.setenv("GUARD_KEY", "s3cret-key")
+    yield f"http://127.0.0.1:{served.servers[0].sockets[0].getsockname()[1]}/mcp", seen, wants
+    served.should_exit = served.force_exit = True
+    thread.join(30)
+
+
+async def test_headers_and_tokens_of_variables_are_sent_and_shown_nowhere(guarded, tmp_path):
+    url, seen, wants = guarded
+    entry = {"url": url, "token_env": "GUARD_TOKEN", "headers_env": {"X-Api-Key": "GUARD_KEY"},
+             "headers": {"X-Team": "red"}}  # fmt: skip
+    task = {**TASK, "solution": {"calls": ["tell"]}}
+    given = {"server": url, **{name: entry[name] for name in ("token_env", "headers_env", "headers")}}
+    for params in (
+        {"tasks": tasks(tmp_path, {"server": entry}, task)},
+        {"tasks": tasks(tmp_path, task, name="b.jsonl"), **given},
+    ):
+        pool = EnvPool(ID, params)
+        (episode,) = await rollout([Job(pool.task("train", 0))], ScriptedAgent("oracle"), pool)
+        await pool.aclose()
+        assert episode.valid and sum(turn.reward for turn in episode.turns) == 1.0
+        assert seen[-1]["x-team"] == "red" and "authorization" in seen[-1]
+        written = json.dumps(episode_to_json(episode))
+        assert (
+            "Bearer [secret]" in written
+            and "s3cret" not in written
+            and "s3cret" not in repr(pool.task("train", 0))
+        )
+    wants["authorization"] = "Bearer another"
+    env = make(ID, **params)
+    with pytest.raises(
+        EnvironmentFault, match=r"refuses access \(HTTP 401\): see whether GUARD_TOKEN, GUARD_KEY"
+    ) as caught:
+        env.reset(options={"index": 0})
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+    env.close()
+
+
+def test_access_that_is_lost_makes_the_episode_invalid(guarded, tmp_path):
+    url, _, wants = guarded
+    env = make(ID, tasks=tasks(tmp_path, TASK), server=url, token_env="GUARD_TOKEN",
+               headers_env={"x-api-key": "GUARD_KEY"})  # fmt: skip
+    env.reset(options={"index": 0})
+    assert "[secret]" in env.step(call("tell"))[0].text
+    wants["authorization"] = "Bearer another"
+    with pytest.raises(EnvironmentFault, match=r"failed over tell: it refuses access \(HTTP 401\)"):
+        env.step(call("tell"))
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"token_env": "GYMRL_UNSET"}, "GYMRL_UNSET, for the header Authorization, is not set: export it"),
+        ({"token_env": "s3cret-token"}, "take the names of environment variables"),
+        ({"headers": {"Authorization": "Bearer s3cret"}}, "is a secret, .* write headers_env"),
+        ({"headers": {"X-Api-Key": "s3cret"}}, "is a secret"),
+        ({"headers": {"X-Team": "a\nb"}}, "one line of ASCII"), ({"headers": {"x y": "a"}}, "no name of a header"),
+        ({"token_env": "HOME", "headers_env": {"authorization": "HOME"}}, "given twice"),
+        ({"headers": "red"}, "a table of texts"),
+        ({"server": "http://me:s3cret@localhost/mcp"}, "the url holds a secret"),
+        ({"server": "http://localhost/mcp?api_key=s3cret"}, "the url holds a secret"),
+        ({"server": ODD, "token_env": "HOME"}, "for a server with a url"),
+    ],
+)  # fmt: skip
+def test_headers_that_cannot_be_sent_name_the_mend_and_no_secret(params, words, tmp_path):
+    with pytest.raises(ValueError, match=words) as caught:
+        make(ID, **{"tasks": tasks(tmp_path, TASK), "server": "http://localhost/mcp", **params})
+    assert "s3cret" not in str(caught.value)
+    row = {"server": {"url": "http://localhost/mcp", "headers": {"cookie": "s3cret"}}}
+    with pytest.raises(ValueError, match="line 1: server: the header cookie is a secret"):
+        make(ID, tasks=tasks(tmp_path, row, TASK))
+
+
+def test_a_server_elsewhere_is_not_sent_the_secrets_of_the_files_own(tmp_path):
+    row = {"server": {"url": "http://localhost/mcp", "token_env": "HOME", "headers": {"X-Team": "red"}}}
+    env = make(ID, tasks=tasks(tmp_path, row, TASK), server="http://127.0.0.1:9/mcp")
+    assert not env.world.spec.token_env and not env.world.spec.headers
     env.close()
 
 

@@ -11,17 +11,20 @@ import tempfile
 import threading
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Any, TypeVar, cast
 
 from gymrl.envs.gym import EnvironmentFault
+from gymrl.envs.mcp_tools.headers import sent_headers, without, without_deep
 from gymrl.envs.mcp_tools.records import ServerSpec, Use
 from gymrl.envs.records import Tool
 
 try:
+    import httpx2
     import mcp_types as types
     from mcp import Client, MCPError, StdioServerParameters
     from mcp.client.stdio import stdio_client
+    from mcp.client.streamable_http import streamable_http_client
 except ImportError as error:
     raise ImportError(f'MCP servers need the package mcp 2.3 ({error}): pip install "gymrl[mcp]"') from error
 
@@ -86,6 +89,9 @@ class Connection:
 
     def __init__(self, spec: ServerSpec, start_timeout: float) -> None:
         self.spec, self.start_timeout = spec, start_timeout
+        self._secrets: tuple[str, ...] = ()
+        self._refused = ""
+        """The last status of an HTTP server by which it refuses everything, or says that it failed."""
         self.tools: tuple[Tool, ...] = ()
         self.instructions = ""
         self._client: Client | None = None
@@ -127,13 +133,14 @@ class Connection:
                     raise ServerFault(
                         f"{self._name} did not answer within {self.start_timeout:g} s{last}"
                     ) from None
-                raise ServerFault(f"{self._name} cannot be used: {_reason(error)}{last}") from None
+                raise ServerFault(f"{self._name} cannot be used: {self._reason(error)}{last}") from None
 
     async def _live(self, ready: asyncio.Future[Client]) -> None:
         try:
-            with contextlib.ExitStack() as stack:
+            async with contextlib.AsyncExitStack() as stack:
                 try:
-                    async with Client(self._server(stack), cache=None) as client:
+                    server = await self._server(stack)
+                    async with Client(server, cache=None) as client:
                         ready.set_result(client)
                         await self._end.wait()
                 finally:
@@ -144,10 +151,16 @@ class Connection:
         finally:
             _LOOP.closed += 1
 
-    def _server(self, stack: contextlib.ExitStack) -> Any:
+    async def _server(self, stack: contextlib.AsyncExitStack) -> Any:
         spec = self.spec
         if spec.url:
-            return spec.url
+            headers, self._secrets = sent_headers(spec)
+            timeout = httpx2.Timeout(30.0, read=300.0)  # as the package's own; a call's limit is the caller's
+            hooks = {"response": [self._note_status]}
+            client = await stack.enter_async_context(
+                httpx2.AsyncClient(headers=headers, timeout=timeout, event_hooks=hooks)
+            )
+            return streamable_http_client(spec.url, http_client=client)
         words = list(spec.command)
         if any("{dir}" in word for word in words):
             folder = stack.enter_context(
@@ -162,24 +175,39 @@ class Connection:
         )
         return stdio_client(parameters, errlog=cast(Any, self._errors))
 
+    async def _note_status(self, response: Any) -> None:
+        code = response.status_code
+        if code in (401, 403):
+            words = ", ".join(filter(None, [self.spec.token_env, *self.spec.headers_env.values()]))
+            mend = f"see whether {words} still holds" if words else "name a token's variable in token_env"
+            self._refused = f"it refuses access (HTTP {code}): {mend}"
+        elif code >= 500:
+            self._refused = f"it failed (HTTP {code})"
+
     async def _list(self, client: Client) -> None:
         found: list[Tool] = []
         cursor = None
         for _ in range(PAGES):
             page = await client.list_tools(cursor=cursor)
             found += [
-                Tool(tool.name, tool.description or "", _schema(tool.input_schema)) for tool in page.tools
+                Tool(
+                    tool.name,
+                    without(self._secrets, tool.description or ""),
+                    without_deep(self._secrets, _schema(tool.input_schema)),
+                )
+                for tool in page.tools
             ]
             cursor = page.next_cursor
             if not cursor:
                 break
         else:
             raise ServerFault(f"{self._name} lists tools without end")
-        self.tools, self.instructions = tuple(found), client.instructions or ""
+        self.tools, self.instructions = tuple(found), without(self._secrets, client.instructions or "")
 
     async def _call(self, use: Use, seconds: float) -> Outcome:
         if self._client is None:
             raise ServerFault(f"{self._name} is closed")
+        self._refused = ""
         try:
             async with asyncio.timeout(seconds + 5.0):
                 result = await self._client.call_tool(
@@ -192,12 +220,20 @@ class Connection:
                 raise CallTimeout from None
             if error.code == types.CONNECTION_CLOSED and error.message == "Connection closed":
                 raise ServerFault(f"{self._name} is gone{self._last_words()}") from None
-            return Outcome(f"Error: {error.message}", True)
+            if self._refused:
+                raise ServerFault(f"{self._name} failed over {use.tool}: {self._refused}") from None
+            return Outcome(without(self._secrets, f"Error: {error.message}"), True)
         except Exception as error:
             raise ServerFault(
-                f"{self._name} failed over {use.tool}: {_reason(error)}{self._last_words()}"
+                f"{self._name} failed over {use.tool}: {self._reason(error)}{self._last_words()}"
             ) from None
-        return _outcome(result)
+        outcome = _outcome(result)
+        if not self._secrets:
+            return outcome
+        return replace(
+            outcome, text=without(self._secrets, outcome.text),
+            structured=without_deep(self._secrets, outcome.structured),
+        )  # fmt: skip
 
     async def _close(self) -> None:
         client, self._client = self._client, None
@@ -217,6 +253,16 @@ class Connection:
     def _name(self) -> str:
         return f"the MCP server {self.spec.words()!r}"
 
+    def _reason(self, error: BaseException) -> str:
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        if type(error) is ValueError:
+            return str(error)  # our own, of headers
+        if self._refused:
+            return self._refused
+        said = without(self._secrets, str(error))
+        return f"{type(error).__name__}: {said}"[:300] if said else type(error).__name__
+
     def _last_words(self) -> str:
         """The end of what the server wrote to its standard error, as the end of a sentence."""
         if self._errors is None:
@@ -225,12 +271,6 @@ class Connection:
         text = os.pread(self._errors.fileno(), 2000, max(0, size - 2000)).decode(errors="replace")
         last = " ".join(text.split())[-300:]
         return f"; its last words: {last}" if last else ""
-
-
-def _reason(error: BaseException) -> str:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return f"{type(error).__name__}: {error}"[:300] if str(error) else type(error).__name__
 
 
 def _schema(schema: Mapping[str, Any]) -> dict[str, Any]:

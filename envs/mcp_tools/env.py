@@ -14,6 +14,7 @@ from gymrl.envs.marks import answer
 from gymrl.envs.mcp_tools.calls import from_text, sendable
 from gymrl.envs.mcp_tools.checks import made, right_answer, right_result
 from gymrl.envs.mcp_tools.files import FileTasks
+from gymrl.envs.mcp_tools.headers import check_headers, sent_headers
 from gymrl.envs.mcp_tools.problems import Accounts
 from gymrl.envs.mcp_tools.records import McpTask, ServerSpec, Use
 from gymrl.envs.records import Action, Message, Observation, TaskSpec, Tool, ToolCall
@@ -40,7 +41,9 @@ class Mcp(Environment):
     episodes, and setup has to undo what the last one did. By default as the task file says, else true. hide: tools
     that the agent is not offered, with commas between, besides those that the file hides. max_turns: turns after which
     the episode is truncated. tool_timeout: seconds for one call. start_timeout: seconds for the server to start.
-    output_cap: characters of a result that are shown.
+    output_cap: characters of a result that are shown. token_env: for a URL, the environment variable that holds the
+    server's bearer token. headers: headers that the server is sent, which records show. headers_env: headers whose
+    values are secrets, with the environment variable that holds each.
     """
 
     version = "1"
@@ -49,6 +52,7 @@ class Mcp(Environment):
     def __init__(
         self, tasks: str = "accounts", server: str | list[str] = "", fresh: bool | None = None, hide: str = "",
         max_turns: int = 12, tool_timeout: float = 30.0, start_timeout: float = 60.0, output_cap: int = 4000,
+        token_env: str = "", headers: dict[str, str] | None = None, headers_env: dict[str, str] | None = None,
     ) -> None:  # fmt: skip
         from gymrl.envs.mcp_tools.connection import CallTimeout, Connection
 
@@ -58,6 +62,8 @@ class Mcp(Environment):
         self.source: Accounts | FileTasks = Accounts() if tasks == "accounts" else FileTasks(tasks)
         self.sizes = self.source.sizes
         self.spec = _spec(server, self.source.server, tasks)
+        given = {"token_env": token_env, "headers": headers, "headers_env": headers_env}
+        self.spec = _with_headers(self.spec, {name: value for name, value in given.items() if value})
         hidden = tuple(name.strip() for name in hide.split(",") if name.strip())
         self.spec = replace(self.spec, hide=(*self.spec.hide, *hidden))
         self.fresh = self.spec.fresh if fresh is None else fresh
@@ -242,9 +248,14 @@ class Mcp(Environment):
 
 def _spec(server: str | list[str], own: ServerSpec, tasks: str) -> ServerSpec:
     """The server of the parameter, or else of the task file. Raises ValueError where there is none."""
+    none: dict[str, Any] = {
+        "token_env": "",
+        "headers": {},
+        "headers_env": {},
+    }  # those of the file are for its own
     if isinstance(server, str):
         if server.startswith(("http://", "https://")):
-            return replace(own, command=(), url=server)
+            return replace(own, command=(), url=server, **none)
         try:
             server = shlex.split(server)
         except ValueError as error:
@@ -254,10 +265,22 @@ def _spec(server: str | list[str], own: ServerSpec, tasks: str) -> ServerSpec:
     if not isinstance(server, list) or not all(isinstance(word, str) and word for word in server):
         raise ValueError(f"server is a command (a list of words) or a URL, not {server!r}")
     if server:
-        return replace(own, command=tuple(server), url="", folder=None)
+        return replace(own, command=tuple(server), url="", folder=None, **none)
     if not own.command and not own.url:
         raise ValueError(f"{tasks} names no server: give the parameter server, a command or a URL")
     return own
+
+
+def _with_headers(spec: ServerSpec, given: dict[str, Any]) -> ServerSpec:
+    """The server with these headers in the place of its own. Raises ValueError for what cannot be sent."""
+    for name, value in given.items():
+        if not isinstance(value, str if name == "token_env" else dict):
+            raise ValueError(f"{name} is {'a name' if name == 'token_env' else 'a table of texts'}")
+    spec = replace(spec, **given)
+    check_headers(spec, "server")
+    if spec.url:
+        sent_headers(spec)  # a variable that is not set is told now
+    return spec
 
 
 def _random_value(schema: Any, words: list[str], rng: random.Random) -> Any:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gymrl.envs.mcp_tools.checks import number
+from gymrl.envs.mcp_tools.headers import FIELDS, check_headers
 from gymrl.envs.mcp_tools.records import Expected, McpTask, ServerSpec, StateCheck, Use
 from gymrl.envs.records import SPLIT_SHARES, TaskSpec, stable_hash
 
@@ -189,7 +190,7 @@ def _state(row: Mapping[str, Any], where: str) -> Expected:
 
 def _server(row: Any, where: str, folder: str) -> ServerSpec:
     where = f"{where}: server"
-    row = _fields(row, where, set(), {"command", "url", "hide", "env", "fresh"})
+    row = _fields(row, where, set(), {"command", "url", "hide", "env", "fresh", *FIELDS})
     command, url = row.get("command", []), row.get("url", "")
     if bool(command) == bool(url):
         raise ValueError(f"{where}: give a command or a url, one of the two")
@@ -205,7 +206,13 @@ def _server(row: Any, where: str, folder: str) -> ServerSpec:
     fresh = row.get("fresh", True)
     if not isinstance(fresh, bool):
         raise ValueError(f"{where}: fresh is true or false, not {fresh!r}")
-    return ServerSpec(tuple(command), url, tuple(hide), folder, environ, fresh)
+    for name in ("headers", "headers_env"):
+        if not isinstance(row.get(name, {}), dict):
+            raise ValueError(f"{where}: {name} is a table of texts")
+    sent = {name: row[name] for name in FIELDS if name in row}
+    spec = ServerSpec(tuple(command), url, tuple(hide), folder, environ, fresh, **sent)
+    check_headers(spec, where)
+    return spec
 
 
 def _uses(rows: Any, where: str) -> tuple[Use, ...]:

@@ -74,7 +74,9 @@ def _plain(expected: Expected) -> tuple[Any, ...]:
 class ServerSpec:
     """How to reach a server: a command that speaks over stdin and stdout, or a URL. `hide` are tools that the agent is
     not offered. In a command `{python}` is this Python, `{dir}` a fresh folder for each process. `fresh`: whether every
-    episode needs a server (or session) of its own."""
+    episode needs a server (or session) of its own. With a URL, `headers` are sent as they are, and `token_env` and
+    `headers_env` name the environment variables that hold a bearer token and headers' values: secrets themselves are
+    in no record."""
 
     command: tuple[str, ...] = ()
     url: str = ""
@@ -82,6 +84,9 @@ class ServerSpec:
     folder: str | None = None
     environ: Mapping[str, str] = field(default_factory=dict)
     fresh: bool = True
+    token_env: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    headers_env: Mapping[str, str] = field(default_factory=dict)
 
     def words(self) -> str:
         return self.url or " ".join(self.command)
