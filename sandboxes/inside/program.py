@@ -93,7 +93,7 @@ def harden() -> None:
 
 def confine(bounds: Confinement, fds: list[int]) -> int:
     """Give up everything but the given stdout, stderr and channel. Returns the listener for questions, or 0."""
-    os.setsid()
+    os.setpgid(0, 0)
     for target, fd in enumerate(fds, 1):
         os.dup2(fd, target, inheritable=target < CHANNEL)
     for kind, value in bounds.limits:

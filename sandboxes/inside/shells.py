@@ -39,8 +39,8 @@ while { IFS= builtin read -r -u 100 __gymrl_size && IFS= builtin read -r -N "$__
   { builtin printf -v __gymrl_text %b "$__gymrl_text"; } 2>/dev/null
   __gymrl_back "$__gymrl_status"
   builtin eval "$__gymrl_text" 100>&-
-  { __gymrl_status=$?; builtin disown -a; builtin printf '%d\0' "$__gymrl_status" >&100; } 2>/dev/null
-  { builtin printf '%s\0' "$PWD"; builtin export -p; builtin printf '\0'; } >&100 2>/dev/null
+  { __gymrl_status=$?; builtin disown -a; builtin printf '%d\0%s\0' "$__gymrl_status" "$PWD" >&100; } 2>/dev/null
+  { builtin export -p; builtin printf '\0'; } >&100 2>/dev/null
 done
 """
 
@@ -114,6 +114,7 @@ class Shell:
         assert bash is not None
         end = time.monotonic() + request.timeout
         self.thaw(bash)
+        self.hear()
         try:
             self.send(bash, request.code, end)
             cause, status = self.await_status(bash, request, end)
@@ -122,7 +123,7 @@ class Shell:
         if cause == protocol.ENDED and self.watch.struck():
             cause, status = protocol.MEMORY, None
         if status is not None:
-            if self.watch.ended_all({bash.pid}, PATIENCE):
+            if self.watch.none_since(bash.pid) or self.watch.ended_all({bash.pid}, PATIENCE):
                 return Outcome(protocol.DONE, status), nonce
             cause = protocol.PROCESSES  # they multiply faster than they can be killed one by one
         if cause != protocol.ENDED or not select.select([bash.handle], [], [], 0.05)[0]:
@@ -170,12 +171,15 @@ class Shell:
                 raise Broken
 
     def tidy(self) -> None:
-        """What is left to do once the outcome is sent: start a bash after a reset, or hear which folder the bash is in
-        and what its exported variables are."""
+        """What is left to do once the outcome is sent: start a bash after a reset."""
         self.watch.struck()  # whatever was killed since is no matter of the next command
         if self.waits:  # for a new bash, since a reset: whoever asked for that need not
             self.waits = False
             self.start()
+
+    def hear(self) -> None:
+        """Which folder the bash was in after its last command, and what its exported variables were. Nobody waits for
+        that before the next one."""
         if self.said is None or self.bash is None:
             return
         said, self.said = self.said, None
@@ -196,6 +200,7 @@ class Shell:
 
     def idle(self) -> bool:
         """Between commands nothing runs: once none has come for a moment, the bash is stopped. Whether to go on."""
+        self.hear()
         if self.bash is not None and not self.stopped and not self.watch.ended(self.bash.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.bash.pid, signal.SIGSTOP)
@@ -263,7 +268,7 @@ class Shell:
             status = self.await_status(bash, self.first, end)[1]
         except (Broken, OSError):
             status = None
-        self.tidy()
+        self.hear()
         if status is None:
             self.folder = self.exports = b""
             self.stop()
