@@ -13,6 +13,7 @@ from gymrl.agents.gates import Gate, gate_for
 from gymrl.agents.players import Agent, ContextFull, Generator, Job, ModelAgent, Player, Said
 from gymrl.agents.records import Ending, Episode, Turn
 from gymrl.envs.blame import told
+from gymrl.envs.deadlines import within
 from gymrl.envs.gym import StepResult
 from gymrl.envs.records import Action, Message, Observation, TaskSpec, Tool
 from gymrl.envs.workers import EnvHandle, EnvPool
@@ -25,8 +26,8 @@ class RolloutSettings:
     """How episodes are played.
 
     `pace` says when requests join the engine's batch, see `gymrl.agents.gates`. `deadline` is the time (s) an
-    environment has for one answer. `max_turns` cuts earlier than the environment does. `void_ends` ends an episode
-    at its first void turn.
+    environment has for one answer, waits for its turn left out. `max_turns` cuts earlier than the environment does.
+    `void_ends` ends an episode at its first void turn.
     """
 
     concurrency: int = 128
@@ -73,7 +74,7 @@ class _Guarded:
 
     async def _within(self, call: Awaitable[T], what: str) -> T:
         try:
-            async with asyncio.timeout(self.deadline) as limit:
+            async with within(self.deadline) as limit:
                 return await call
         except Exception as error:
             late = f"TimeoutError: {what}() gave no answer in {self.deadline:g} s"

@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import io
 import json
+import os
 import random
 import signal
 import socket
@@ -27,6 +28,7 @@ from gymrl.agents.rollout import rollout
 from gymrl.envs import Action, Environment, EnvironmentFault, Tool, ToolCall, make, register
 from gymrl.envs.adapters import acting, showing
 from gymrl.envs.check import Settings, check
+from gymrl.envs.processes import ProcessHandle
 from gymrl.envs.workers import EnvPool
 
 ID, OPEN = "gymrl/Gymnasium-v0", "gymrl/OpenEnv-v0"
@@ -606,3 +608,38 @@ def test_quick_worlds_are_played_on_the_loop_and_others_in_threads() -> None:
         == "inline"
     )
     assert runs(quick=False) == runs(world="Taxi-v4") == "thread"
+
+
+async def test_a_world_of_the_users_in_worker_processes() -> None:
+    params = {"world": "adapted_worlds:adapted/Secret-v0", "oracle": "adapted_worlds:word", "run": "process"}
+    pool = EnvPool("gymrl/Gymnasium-v0", params, workers=2)
+    try:
+        jobs = [Job(pool.task("train", index)) for index in range(6)]
+        episodes = await rollout(jobs, ScriptedAgent("oracle"), pool)
+        assert all(episode.success for episode in episodes), episodes
+        handle = await pool.open()
+        assert isinstance(handle, ProcessHandle) and handle.worker.pid != os.getpid()
+        task = pool.task("train", 0)
+        there, _ = await handle.reset(task)
+        assert there == (await pool.template.areset(task))[0]
+        assert (await handle.step(Action(""))).info["void"]
+        os.kill(handle.worker.pid, signal.SIGKILL)
+        with pytest.raises(EnvironmentFault, match="SIGKILL"):
+            await handle.step(Action("x"))
+        again = await rollout(jobs[:2], ScriptedAgent("oracle"), pool)
+        assert all(episode.success for episode in again), again
+    finally:
+        await pool.aclose()
+
+
+async def test_worker_processes_have_to_find_the_world() -> None:
+    """One that only this process has registered: the reason names the mend."""
+    gymnasium.register("adapted/Here-v0", entry_point="gymnasium.envs.toy_text:FrozenLakeEnv")
+    pool = EnvPool("gymrl/Gymnasium-v0", {"world": "adapted/Here-v0", "run": "process"})
+    with pytest.raises(ValueError, match="write module:Id-v0 to import the module that registers it"):
+        await pool.open()
+    await pool.aclose()
+    with pytest.raises(ValueError, match="run is one of inline, thread, process, without quick"):
+        make("gymrl/Gymnasium-v0", run="process", quick=True)
+    with pytest.raises(ValueError, match=r"run is one of inline, thread, process, .* not 'thraed'"):
+        make("gymrl/Gymnasium-v0", run="thraed")

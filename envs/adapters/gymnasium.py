@@ -20,6 +20,7 @@ from gymrl.envs.registry import MissingExtra
 
 MODES = {"auto": None, "ansi": "ansi", "image": None, "render": "rgb_array"}
 """Ways to show an observation, with the render mode that each needs."""
+RUNS = ("inline", "thread", "process")
 
 
 class GymnasiumText(Environment):
@@ -38,7 +39,9 @@ class GymnasiumText(Environment):
     oracle: `module:function`, from the unwrapped environment to its best action. success: an episode whose rewards
     sum to at least this succeeds. max_turns: turns after which the episode is truncated. fresh: make the environment
     anew for every episode. seed_bits: bits of the seed, 32 for environments that take no more. quick: whether a step
-    takes well under a millisecond, so that it need not wait for a thread; by default only of `lakes`.
+    takes well under a millisecond, so that it need not wait for a thread; by default only of `lakes`. run: where it is
+    played: `inline` (as quick), `thread`, or `process`, in worker processes, for environments that compute for long or
+    are not safe in threads; by default in a thread, unless it is quick.
     """
 
     version = "1"
@@ -48,6 +51,7 @@ class GymnasiumText(Environment):
         self, world: str = "lakes", make: dict[str, Any] | None = None, actions: str | list[str] = "",
         observation: str = "auto", prompt: str = "", tasks: str = "", oracle: str = "", success: float = 1.0,
         max_turns: int = 100, fresh: bool = False, seed_bits: int = 63, quick: bool | None = None,
+        run: str = "",
     ) -> None:  # fmt: skip
         if max_turns < 1 or not 1 <= seed_bits <= 63 or not math.isfinite(success):
             raise ValueError("max_turns is 1 or more, seed_bits 1 to 63, success a finite number")
@@ -56,8 +60,10 @@ class GymnasiumText(Environment):
             raise ValueError(f"make is a table of keyword arguments, not {make!r}")
         self._draw = load("tasks", tasks) if tasks else None
         self._play = load("oracle", oracle) if oracle else None
-        if quick or (quick is None and world == "lakes"):
-            self.__dict__["runs"] = "inline"
+        if run and (quick is not None or run not in RUNS):
+            raise ValueError(f"run is one of {', '.join(RUNS)}, without quick beside it, not {run!r}")
+        quick = world == "lakes" if quick is None else quick
+        self.__dict__["runs"] = run or ("inline" if quick else "thread")
         if world == "lakes":
             world, make = "FrozenLake-v1", {"is_slippery": False, **make}
             actions, prompt = actions or list(lakes.ACTIONS), prompt or lakes.PROMPT

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import random
@@ -11,6 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from gymrl.envs.blame import told
+from gymrl.envs.deadlines import within
 from gymrl.envs.gym import StepResult
 from gymrl.envs.records import Action, Observation, TaskSpec, ToolCall, message_to_json
 from gymrl.envs.registry import MissingExtra, entry
@@ -162,7 +162,7 @@ class Session:
     async def _world(self, call: Any) -> Any:
         """What the world answers. Raises Bad where it fails or is late; the next reset opens another."""
         try:
-            async with asyncio.timeout(self.deadline):
+            async with within(self.deadline):
                 return await call
         except Exception as error:
             late = isinstance(error, TimeoutError)

@@ -23,6 +23,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gymrl.envs.deadlines import Turn, wait_turn
 from gymrl.envs.gym import EnvironmentFault
 from gymrl.envs.web_pages.gate import Gate
 
@@ -204,13 +205,19 @@ class Keeper:
         atexit.register(self.shut)
 
     async def call(self, work: Callable[[], Awaitable[T]], seconds: float = CALL_SECONDS) -> T:
-        """Do `work` on the keeper's loop, from any other loop. Raises EnvironmentFault for what goes wrong."""
-        future = asyncio.run_coroutine_threadsafe(self._guarded(work, seconds), self.loop)
-        return await asyncio.wrap_future(future)
+        """Do `work` on the keeper's loop, from any other loop. Raises EnvironmentFault for what goes wrong. Neither
+        `seconds` nor the caller's deadline run before its turn comes."""
+        turn = wait_turn()
+        try:
+            future = asyncio.run_coroutine_threadsafe(self._guarded(work, seconds, turn), self.loop)
+            return await asyncio.wrap_future(future)
+        finally:
+            turn.begun()
 
-    async def _guarded(self, work: Callable[[], Awaitable[T]], seconds: float) -> T:
+    async def _guarded(self, work: Callable[[], Awaitable[T]], seconds: float, turn: Turn) -> T:
         try:
             async with self._turns:
+                turn.begun()
                 return await asyncio.wait_for(work(), seconds)
         except EnvironmentFault:
             raise

@@ -1,0 +1,59 @@
+"""Time limits for an environment's answers that do not run while it waits for its turn.
+
+A caller that grants an environment some seconds writes `async with within(seconds)` in the place of
+`asyncio.timeout`. A world that lets only a few of its calls run at once (the pages of one browser, the starts of
+servers) holds the limit with `turn = wait_turn()` until the call's own work begins, and then says `turn.begun()`; so
+that a call is not late because others were before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextvars import ContextVar
+
+
+class Turn:
+    """A wait for one's turn. `begun` may be called from any thread, and more than once."""
+
+    def __init__(self, limit: asyncio.Timeout | None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._limit, self._left = limit, 0.0
+        if limit is not None and (when := limit.when()) is not None:
+            self._left = when - self._loop.time()
+            limit.reschedule(None)
+        else:  # no limit, or one that another wait of the same call holds
+            self._limit = None
+
+    def begun(self) -> None:
+        if asyncio._get_running_loop() is self._loop:
+            self._run()
+        else:
+            with contextlib.suppress(RuntimeError):  # the caller's loop is closed
+                self._loop.call_soon_threadsafe(self._run)
+
+    def _run(self) -> None:
+        limit, self._limit = self._limit, None
+        if limit is not None:
+            with contextlib.suppress(RuntimeError):  # the call is over, or was cancelled
+                limit.reschedule(self._loop.time() + self._left)
+
+
+_LIMIT: ContextVar[asyncio.Timeout | None] = ContextVar("gymrl_deadline", default=None)
+
+
+@contextlib.asynccontextmanager
+async def within(seconds: float) -> AsyncIterator[asyncio.Timeout]:
+    """`asyncio.timeout(seconds)`, which stands still while a world that is called inside waits for its turn."""
+    async with asyncio.timeout(seconds) as limit:
+        before = _LIMIT.set(limit)
+        try:
+            yield limit
+        finally:
+            _LIMIT.reset(before)
+
+
+def wait_turn() -> Turn:
+    """Hold the limit of the call that is under way on this task, if it has one."""
+    return Turn(_LIMIT.get())
