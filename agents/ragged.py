@@ -20,6 +20,9 @@ from transformers import AttentionInterface
 NAME = "gymrl_ragged"
 """Pass it as `attn_implementation` when loading a model."""
 
+BEYOND = {"softcap": "capped attention scores", "s_aux": "attention sinks"}
+"""What a model may ask of its attention, under the names Hugging Face gives it, that is not computed here."""
+
 
 class Ragged(Protocol):
     """Knows where the sequences lie among the flat tokens."""
@@ -44,11 +47,14 @@ def ragged_attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     ragged: Ragged | None = None,
-    **_: Any,
+    **asked: Any,
 ) -> tuple[torch.Tensor, None]:
     """The attention function: query [1, H, T, D], key and value [1, K, T, D] -> [1, T, H, D]."""
     if ragged is None:
         raise ValueError("a model loaded for ragged attention is called with ragged=...")
+    for name, what in BEYOND.items():
+        if asked.get(name) is not None:
+            raise ValueError(f"the model has {what}, which are not computed here: take another model")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer: int = module.layer_idx  # type: ignore[assignment]
     out = ragged.attend(layer, query[0], key[0], value[0], scale, sliding_window)

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gymrl.agents.ragged import NAME
 from gymrl.rl.batches import Batch, TokenSequence, at_actions, cut, make_batch
+from gymrl.rl.opening import steadied
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Critic:
         if not isinstance(model, PreTrainedModel):
             model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation=NAME)
         decoder: Any = model.get_decoder() if hasattr(model, "get_decoder") else model.model
-        self.decoder = decoder.to(accelerator.device).train()
+        self.decoder = steadied(decoder.to(accelerator.device))
         self.head = torch.nn.Linear(model.config.hidden_size, 1).to(accelerator.device)
         torch.nn.init.zeros_(self.head.weight)
         torch.nn.init.zeros_(self.head.bias)
@@ -68,7 +69,8 @@ class Critic:
     def step(self, sequences: Sequence[TokenSequence], lr: float) -> dict[str, float]:
         """One step on the mean of (V - return)^2 / 2 over the action tokens, whose `advantage` is the return.
 
-        A gradient that is not finite skips the step. Returns what was seen: loss and share of variance explained.
+        A gradient that is not finite skips the step. Returns what was seen: loss, share of variance explained, and
+        whether the step was skipped.
         """
         many = max(1, sum(s.actions for s in sequences))
         self.optimizer.zero_grad(set_to_none=True)
@@ -86,16 +88,17 @@ class Critic:
             targets.append(batch.advantage_N.detach().cpu())
             errors.append(error_N.detach().cpu())
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.settings.grad_clip)
-        if targets and bool(norm.isfinite()):
+        sound = bool(norm.isfinite())
+        if targets and sound:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if not targets:
-            return {"value_loss": 0.0, "value_explained": 0.0}
+            return {"value_loss": 0.0, "value_explained": 0.0, "value_skipped": 0}
         spread = torch.cat(targets).var(correction=0)
         explained = 1 - torch.cat(errors).var(correction=0) / spread if spread > 0 else torch.zeros(())
-        return {"value_loss": total, "value_explained": float(explained)}
+        return {"value_loss": total, "value_explained": float(explained), "value_skipped": int(not sound)}
 
     def state(self) -> dict[str, Any]:
         return {

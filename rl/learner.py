@@ -27,6 +27,7 @@ from gymrl.rl.adapters import (
 )
 from gymrl.rl.batches import Batch, TokenSequence, make_batch
 from gymrl.rl.logprobs import LogProbs
+from gymrl.rl.opening import check_packing, steadied
 from gymrl.rl.processes import Processes, add_reports
 from gymrl.rl.trainable import AdapterFault, Trainable, trainable
 
@@ -96,10 +97,9 @@ class Learner:
         self.processes = Processes(alone)
         if not isinstance(model, PreTrainedModel):
             model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation=NAME)
-        if settings.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            check_packing(model.eval())
         wrapped = model if settings.adapter is None else with_adapter(model, settings.adapter, settings.seed)
-        self.model: Any = wrapped.to(accelerator.device).train()
+        self.model: Any = steadied(wrapped.to(accelerator.device), settings.gradient_checkpointing)
         self.scorer = LogProbs(self.model, settings.logits_budget, accelerator.autocast)
         self.sharded = settings.shard and self.processes.size > 1
         if self.sharded:
