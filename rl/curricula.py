@@ -44,6 +44,16 @@ class Curriculum:
         if len(self.seen) < self.settings.every:
             return
         now, self.seen = fmean(self.seen), []
+        self.looked(now)
+
+    def looks(self, step: int) -> bool:
+        """Whether held-out tasks are played after a step to see if success still rises."""
+        s = self.settings
+        due = s.advance == "plateau" and self.reached < self.last and (step + 1) % s.every == 0
+        return due and s.validate_on > 0
+
+    def looked(self, now: float) -> None:
+        """Note the success of a look: where it is not `gain` above that of the look before, the next stage begins."""
         if self.before is not None and now - self.before < self.settings.gain:
             self.reached, self.before = self.reached + 1, None
         else:

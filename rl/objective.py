@@ -46,11 +46,12 @@ class Objective:
         if not bool(sampled_N.all()):
             total_N = torch.where(sampled_N, total_N, -batch.advantage_N * lp_N)
             clipped_N, gap_N = clipped_N & sampled_N, torch.where(sampled_N, gap_N, torch.zeros_like(gap_N))
+        cut_N = (rho_N >= self.cap) if self.cap is not None else (rho_N == 0)
         reports = {
             "clip_share": clipped_N.sum(),
             "mismatch_mean": gap_N.sum(),
             "mismatch_max": gap_N.max(),
-            "importance_truncated": ((rho_N >= self.cap) if self.cap is not None else (rho_N == 0)).sum(),
+            "importance_truncated": (cut_N & sampled_N).sum(),
         }
         if batch.ref_N is not None:
             reports["kl"] = kl(lp_N.detach(), batch.ref_N, "k3").sum()

@@ -133,6 +133,16 @@ def test_rloo_is_the_reward_minus_the_mean_of_the_others(row):
         assert got[i] == pytest.approx(r - sum(others) / len(others), abs=CLOSE)
 
 
+@pytest.mark.parametrize("name", ["grpo", "drgrpo", "rloo", "maxrl"])
+@given(st.floats(-10, 10), st.integers(1, 9), st.integers(0, 3))
+def test_equal_rewards_are_exactly_nothing(name, reward, many, absent):
+    """Rounding in their mean would leave an advantage of 1e-17, and a step on nothing."""
+    rewards_PG = torch.tensor([[reward] * many + [7.0] * absent], dtype=torch.float64)
+    counted_PG = torch.arange(many + absent)[None] < many
+    found = find("advantage", name).bind({})({"rewards_PG": rewards_PG, "counted_PG": counted_PG})
+    assert not found[0, :many].any()
+
+
 def test_remax_without_a_valid_greedy_episode_says_nothing():
     rewards = torch.ones(1, 2, dtype=f64)
     assert remax(rewards, rewards > 0, torch.tensor([math.nan], dtype=f64)).tolist() == [[0.0, 0.0]]

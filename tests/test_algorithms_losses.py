@@ -97,6 +97,17 @@ def test_cispo_keeps_the_gradient_of_clipped_tokens_and_clip_does_not():
     assert gradient("clip", rows).tolist() == [0.0]
 
 
+def test_gspo_has_a_dual_clip_where_it_is_asked_for():
+    rows = [[(3.0, 0.0, 0.0, -1.0), (2.0, 0.0, 0.0, 2.0)], [(0.1, 0.0, 0.0, -1.0)]]
+    free, _ = find("loss", "gspo").bind({})(tensors(rows))
+    bound, clipped = find("loss", "gspo").bind({"dual": 3.0})(tensors(rows))
+    s = math.exp(2.5)
+    assert free.tolist() == pytest.approx([s, -2 * (1 + 4e-4), math.exp(0.1)])
+    assert bound.tolist() == pytest.approx([3.0, -2 * (1 + 4e-4), math.exp(0.1)])
+    assert clipped.tolist() == [True, True, False]
+    assert gradient("gspo", [rows[0][:1]], dual=3.0).tolist() == [0.0]
+
+
 def test_the_dual_clip_bounds_the_loss_of_bad_tokens_and_zero_turns_it_off():
     rows = [[(0.0, -4.0, 0.0, -1.0)]]
     assert find("loss", "clip").bind({})(tensors(rows))[0].item() == pytest.approx(3.0)

@@ -17,12 +17,13 @@ from transformers import AutoModelForCausalLM
 
 from gymrl.envs import Action, Environment, register
 from gymrl.rl import algorithms as algorithms_module
+from gymrl.rl.demonstrations import DemonstrationFault
 from gymrl.rl.folder import RunFault, RunFolder
 from gymrl.rl.recipes import RecipeError, algorithms, dump, load, parse
 from gymrl.rl.run import train
 
 sys.path.insert(0, str(Path(__file__).parent))
-import toy_env  # noqa: F401 - registers toy/Letters-v0
+import toy_env
 
 
 class Guess(Environment):
@@ -46,7 +47,34 @@ class Guess(Environment):
         return "y" if self.turn == 0 else self.letter
 
 
+class Mute(Environment):
+    """An environment whose author wrote no oracle."""
+
+    runs = "inline"
+
+    def reset(self) -> str:
+        return "Go."
+
+    def step(self, action: Action) -> tuple[str, float, bool]:
+        return "Done.", 0.0, True
+
+
+register("toy/Mute-v0", Mute)
+
+
+class Steps(toy_env.Letters):
+    """Letters that a parameter pays otherwise."""
+
+    def __init__(self, share: int = 2) -> None:
+        self.share = share
+
+    def step(self, action: Action) -> tuple[str, float, bool]:
+        text, reward, done = super().step(action)
+        return text, reward / self.share, done
+
+
 register("toy/Guess-v0", Guess)
+register("toy/Steps-v0", Steps)
 GUESS = ["env.id=toy/Guess-v0", "sft.steps=60", "sft.lr=5e-3"]
 SMALL = [
     "model.tiny={hidden=32, heads=2, kv_heads=1, layers=1}", "sft.demonstrations=8",
@@ -119,6 +147,18 @@ STATEFUL = {
     "evolution": ["algo=es", "es.steps=3"],
     "prefixes": ["algo=prefix-rft"],
     "notes": ["algo=nat", *GUESS, "rft.steps=3"],
+    "supervised": ['stages=["sft"]', "sft.steps=4"],
+    "anchor": ["algo=anchored-dft", "sft.steps=4"],
+    "critic of turns, alone at first": ["algo=ppo-two-level", "rl.critic.warmup=1"],
+    "demonstrations beside RL": ["algo=sft-rl", "sft.tokens={dft=true, masked=0.2}"],
+    "environments by stage": ['rl.curriculum={kind="staged", stages=[{}, {share=1}], every=2}', "env.id=toy/Steps-v0"],
+    "horizon by validation": [
+        'rl.curriculum={kind="horizon", stages=[1, 2], every=1, advance="plateau", gain=2, validate_on=2}',
+        "rl.steps=4",
+    ],
+    "lisa": ['learner.trainable={name="lisa", layers=1, redraw=1}'],
+    "half": ['learner.trainable={name="half", redraw=1}'],
+    "three stages": ["algo=sft-rl-dpo", *GUESS, "preference.steps=3"],
 }
 
 
@@ -128,8 +168,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(case, tmp_path, monkeypatch):
     assert train("quickstart", overrides, None, tmp_path / "whole") == 0
     log = RunFolder.log
 
+    last = load("quickstart", overrides).stages[-1]
+
     def broken(self, found):
-        if found["stage"] != "sft" and found["step"] == 2:
+        if found["stage"] == last and found["step"] == 2:
             raise RuntimeError("the power fails")
         log(self, found)
 
@@ -148,6 +190,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one(case, tmp_path, monkeypatch):
         assert any(row["kl"] != 0 for row in a)
     if case == "critic":
         assert a[-1]["value_loss"] > 0
+    if case == "horizon by validation":
+        # The second look is no gain on the first, and the next stage, the last one, is looked at no more.
+        assert [row["curriculum"] for row in a] == [0, 0, 1, 1] and ["validation" in row for row in a] == [1, 1, 0, 0]
+    if case == "environments by stage":
+        assert [row["curriculum"] for row in a] == [0, 0, 1]
 
 
 REFUSED = [
@@ -157,7 +204,8 @@ REFUSED = [
     (["rl.advantage=gae"], "needs values: add [rl.critic]"),
     (["rl.critic={lr=1e-3}"], "uses no values"),
     (["algo=gigpo", "rl.credit=turn"], "is for advantages that compare"),
-    (["algo=ppo", "rl.resample=1"], "learns from those too"),
+    (["algo=ppo", "rl.group=1", "rl.resample=1"], "one episode alone never has any"),
+    (['stages=["rl"]', "rl.sft_weight=0.1", "sft.tokens.anchor=0.1"], "is of the stage sft"),
     (["rl.void.in_baseline=true"], "always count"),
     (["rl.aggregation.length=3.0"], "divisor of rl.aggregation = 'constant'"),
     (["rl.loss.hihg=0.3"], "did you mean 'high'"),
@@ -191,6 +239,25 @@ def test_an_algorithm_lies_over_a_recipe_and_under_its_own_overrides(tmp_path):
     mine = parse({"name": "mine", "algo": "gspo", "rl": {"loss": {"name": "gspo", "low": 0.1}}})
     assert mine.rl.loss.settings == {"low": 0.1} and mine.rl.aggregation.name == "seq-mean-token-mean"
     assert load("gspo").name == "gspo" and load("gspo").env == plain.env
+
+
+@pytest.mark.parametrize("name", ["ppo", "reinforce++", "remax", "gigpo"])
+def test_groups_without_spread_are_sampled_anew_for_every_advantage(name, tmp_path):
+    overrides = [*SMALL, f"algo={name}", "rl.resample=2", "rl.steps=2", "env.id=toy/Guess-v0", 'stages=["rl"]']
+    with pytest.raises(RunFault, match="no token is left"):  # nothing is ever won: no group has spread
+        train("quickstart", [*overrides, "rl.steps=3"], None, tmp_path / "flat")
+    assert [row["dropped_groups"] for row in rows(tmp_path / "flat")] == [6, 6, 6]
+    overrides[-2:] = ["env.id=toy/Letters-v0", 'stages=["rl"]']
+    assert train("quickstart", overrides, None, tmp_path / "run") == 0
+    assert all(row["drop_rate"] == 0 and row["actions"] > 0 for row in rows(tmp_path / "run"))
+
+
+def test_prefixes_need_an_oracle(tmp_path, capsys):
+    with pytest.raises(DemonstrationFault, match="no oracle"):
+        overrides = [*SMALL, "env.id=toy/Mute-v0", 'stages=["rl"]', "model.path=" + str(tmp_path / "seen")]
+        assert train("quickstart", [*SMALL, 'stages=["sft"]', "sft.steps=1"], None, tmp_path / "tiny") == 0
+        (tmp_path / "tiny" / "policy").rename(tmp_path / "seen")
+        train("prefix-rft", overrides, None, tmp_path / "run")
 
 
 def test_a_run_that_cannot_train_stops_with_a_checkpoint_and_says_why(tmp_path, capsys):

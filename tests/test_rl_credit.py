@@ -214,6 +214,17 @@ def test_the_critic_learns_its_targets_and_resumes_bit_for_bit():
     assert all(torch.equal(a, b) for a, b in zip(other.parameters(), critic.parameters(), strict=True))
 
 
+def test_a_critic_that_is_not_finite_takes_no_step_and_is_told_of():
+    critic, ours = Critic(model(), CriticSettings(), Accelerator(cpu=True)), learner()
+    with torch.no_grad():
+        critic.head.bias.fill_(float("nan"))
+    section = RlSection(advantage=Part(name="gae"), critic=CriticSection(warmup=1), group=3, void="keep")
+    before = [p.detach().clone() for p in critic.parameters()]
+    assert learn(ours, GROUPS, section, 1.0, 0, Helpers(None, critic))["value_skipped"] == 1
+    assert ours.troubles == ["the critic's values or its gradient are not finite"]
+    assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(before, critic.parameters(), strict=True))
+
+
 def test_kl_in_the_reward_costs_each_sampled_token():
     ours, reference = learner(1), Reference(model(2), LearnerSettings(), Accelerator(cpu=True))
     section = RlSection(kl=KlSection(estimator="k1", coefficient=0.5, place="reward"))

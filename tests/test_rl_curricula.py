@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,6 +58,41 @@ def test_a_plateau_advances_one_stage_and_looks_anew():
     assert seen == [0, 0, 0, 0, 0, 1, 1, 1, 1, 2] and c.params(0) == {}
 
 
+def test_held_out_tasks_may_say_where_a_plateau_is():
+    c = Curriculum(
+        CurriculumSection(kind="horizon", stages=[1, 2, 3], every=2, advance="plateau", gain=0.1, validate_on=8)
+    )
+    looks = {1: 0.1, 3: 0.5, 5: 0.55, 7: 0.6, 9: 0.6}
+    seen = []
+    for step in range(12):
+        if c.looks(step):
+            c.looked(looks.pop(step))
+        seen.append(c.stage(step))
+    # 0.5 -> 0.55 is none, the new stage is looked at anew, and the last one not at all.
+    assert seen == [0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2] and not looks
+
+
+REFERENCE = {
+    "TextCraft, SciWorld": ([10, 20, 30], 100), "BabyAI": ([6, 13, 20], 100), "SearchQA": ([5, 8, 10], 100),
+    "WebArena": ([8, 12, 15], 80),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFERENCE)
+def test_reference_stages_of_scaling_inter(name):
+    """Those of the docs, as a recipe has them."""
+    stages, every = REFERENCE[name]
+    docs = (Path(__file__).parents[1] / "docs" / "algorithms.md").read_text()
+    row = next(line for line in docs.splitlines() if line.startswith(f"| {name} |"))
+    written = row.split("`")[1].removeprefix("rl.curriculum=")
+    c = load("quickstart", [f"rl.curriculum={written}"]).rl.curriculum
+    assert c is not None and (c.stages, c.every, c.advance) == (stages, every, "step")
+    turns = Curriculum(c)
+    assert [turns.max_turns(every * n + k) for n in range(4) for k in (0, every - 1)] == [
+        stages[min(n, 2)] for n in range(4) for _ in range(2)
+    ]
+
+
 def test_difficulty_takes_the_highest_potential_first_and_a_quarter_more_each_stage():
     wins = {0: 4, 1: 2, 2: 1, 3: 0, 4: 2, 5: 3, 6: 0, 7: 4}
     episodes = [
@@ -78,6 +115,7 @@ def test_difficulty_takes_the_highest_potential_first_and_a_quarter_more_each_st
         ('{kind="staged", stages=[1]}', "tables of environment parameters"),
         ('{kind="difficulty", stages=[1]}', "goes by quarters"),
         ('{kind="horizon", stages=[0, 3]}', "1 turn or more"),
+        ('{kind="horizon", stages=[2, 3], validate_on=8}', "what a plateau is seen by"),
     ],
 )
 def test_wrong_curricula_are_refused(table, words):

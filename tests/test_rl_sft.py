@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from gymrl.rl.batches import TokenSequence, make_batch
 from gymrl.rl.learner import Learner, LearnerSettings
 from gymrl.rl.recipes.models import RlSection, SftSection, TokensSection
 from gymrl.rl.tiny import make_model
-from gymrl.rl.trainers.sft import masked, prepared
+from gymrl.rl.trainers.sft import masked, prepared, weighed
 from gymrl.rl.trainers.update import _update
 
 VOCAB = 300
@@ -102,6 +104,18 @@ def test_sft_beside_rl_adds_its_mean_with_its_weight(updates):
     parts = [data[n::updates] for n in range(updates)]
     means = [-np.concatenate([plain(ours, s) for s in part]).mean() for part in parts]
     assert losses[1] - losses[0] == pytest.approx(0.3 * float(np.mean(means)), rel=1e-4)
+
+
+def test_demonstrations_beside_rl_weigh_what_the_recipe_says():
+    """The weighted mean of SFT with its options, times the weight, as the stage of SFT would have it."""
+    ours, data = learner(), demonstrations()
+    chosen = SftSection(tokens=TokensSection(dft=True, turn_discount=0.5))
+    told = weighed(ours, data, chosen, 1.0)
+    flat = [replace(s, advantage=s.advantage * 0, mu=s.mu * 0) for s in data]
+    got = _update(ours, flat, RlSection(sft_weight=0.3), 1.0, 0.0, None, told)["loss"]
+    sequences, weights, loss_of = prepared(ours, data, chosen, 1.0)
+    want = ours.step(sequences, weights, loss_of, 0.0).loss
+    assert got == pytest.approx(0.3 * want, rel=1e-5) and want > 0
 
 
 def test_the_learners_gradient_of_dft_is_that_of_fixed_weights():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from gymrl.rl.advantages.drgrpo import group_means
 from gymrl.rl.algorithms import advantage
 
 
@@ -14,8 +15,7 @@ def grpo(rewards_PG: torch.Tensor, counted_PG: torch.Tensor) -> torch.Tensor:
     A group of one, or of equal rewards, gives 0: it says nothing about relative quality. Episodes that do not
     count are compared with those that do. Shapes [P, G] -> [P, G], in the rewards' dtype.
     """
-    n_P1 = counted_PG.sum(1, keepdim=True)
-    mean_P1 = (rewards_PG * counted_PG).sum(1, keepdim=True) / n_P1.clamp_min(1)
+    n_P1, mean_P1 = group_means(rewards_PG, counted_PG)
     centred_PG = rewards_PG - mean_P1
     variance_P1 = (centred_PG.square() * counted_PG).sum(1, keepdim=True) / (n_P1 - 1).clamp_min(1)
     std_P1 = variance_P1.sqrt()

@@ -75,6 +75,12 @@ def _rl(recipe: Recipe) -> None:
             "rl.loss = 'reinforce' has no ratio: from the second update on the samples are of another policy; "
             "set rl.updates=1 or take rl.loss = 'clip'"
         )
+    anchored = recipe.sft.tokens is not None and recipe.sft.tokens.anchor > 0
+    if rl.sft_weight and anchored and "sft" not in recipe.stages:
+        raise ValueError(
+            "sft.tokens.anchor is of the stage sft, and no part of the loss that rl.sft_weight adds to: leave it out, "
+            "and set rl.kl, which holds RL near its start"
+        )
     if rl.curriculum is not None:
         _curriculum(recipe, rl.curriculum)
     if rl.prefix is not None:
@@ -114,6 +120,11 @@ def _curriculum(recipe: Recipe, c: CurriculumSection) -> None:
             "numbers of turns, such as [10, 20, 30]" if wanted is int else "tables of environment parameters"
         )
         raise ValueError(f"rl.curriculum.stages of kind = {c.kind!r} are {kind}")
+    if c.validate_on and c.advance != "plateau":
+        raise ValueError(
+            "rl.curriculum.validate_on says what a plateau is seen by: set rl.curriculum.advance = 'plateau', or "
+            "leave it out"
+        )
     if c.kind == "horizon" and recipe.env.max_turns is not None:
         raise ValueError(
             "env.max_turns and a horizon curriculum both bound the turns: leave env.max_turns out"
@@ -146,9 +157,10 @@ def _advantage(rl: RlSection, algorithm: Algorithm) -> None:
         )
     if compares and rl.group < 2:
         raise ValueError(_alone(name))
-    if not compares and rl.resample:
+    if rl.resample and rl.group < 2 and "greedy_P" not in inputs:
         raise ValueError(
-            f"rl.resample samples groups without spread anew, but {name!r} learns from those too: set rl.resample=0"
+            "rl.resample samples groups without spread anew, and one episode alone never has any: set rl.group=2 or "
+            "more"
         )
     if "values_BT" in inputs and rl.critic is None:
         raise ValueError(f"rl.advantage = {name!r} needs values: add [rl.critic]")

@@ -74,6 +74,8 @@ _KNOWN = {
     "time/generate": Metric("Generate", "wall-clock", "s", _TIME),
     "time/learn": Metric("Learn", "wall-clock", "s", _TIME),
     "time/sync": Metric("Weight sync", "wall-clock", "s", _TIME),
+    "time/tokens_per_second": Metric("Sampled tokens/s", "over the whole step", "", _TIME),
+    "time/trained_per_second": Metric("Trained tokens/s", "while it learns", "", _TIME),
     "time/environment": Metric("Environment", "summed over episodes that run at once", "s", _TIME),
 }
 _ORDER = {key: place for place, key in enumerate(_KNOWN)}
@@ -182,7 +184,8 @@ def time_shares(curves: Sequence[Curve], most: int) -> Shares | None:
     `time/environment` is summed over episodes that run at once: where the wall-clock of the whole rollout is known it
     is no part of the sum. What the parts leave of `time/step` is `rest`.
     """
-    found = {c.key.partition("/")[2]: c for c in curves if c.key.startswith("time/")}
+    timed = (c for c in curves if c.key.startswith("time/") and not c.key.endswith("_per_second"))
+    found = {c.key.partition("/")[2]: c for c in timed}
     whole = found.pop("step", None)
     if "rollout" in found:
         found.pop("environment", None)

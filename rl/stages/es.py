@@ -46,6 +46,8 @@ class EsStage:
             shop.folder.write_episodes(f"es/{number:06d}", played)
         count = summarise(played)
         known = [reward for reward in rewards if not math.isnan(reward)]
+        if not known:
+            shop.learner.troubles.append("no member of the population had a valid episode")
         spread = max(known) - min(known) if known else 0.0
         return {
             "reward": count.reward, "success": count.success, "void_turns": count.void_turns,

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gymrl.agents.evaluation import evaluation_jobs
+from gymrl.agents.evaluation import evaluation_jobs, summarise
 from gymrl.agents.players import ScriptedAgent
 from gymrl.agents.records import Episode
 from gymrl.agents.rollout import RolloutSettings, rollout
@@ -17,7 +17,7 @@ from gymrl.envs.workers import EnvPool
 from gymrl.rl.batches import TokenSequence
 from gymrl.rl.critic import Critic, CriticSettings
 from gymrl.rl.curricula import Curriculum, by_potential
-from gymrl.rl.demonstrations import tokenise
+from gymrl.rl.demonstrations import DemonstrationFault, tokenise
 from gymrl.rl.merging import check_alike, read_weights, soup, write_weights
 from gymrl.rl.policy import PolicyFault
 from gymrl.rl.recipes.models import CurriculumSection, PrefixSection
@@ -25,7 +25,7 @@ from gymrl.rl.reference import Reference, WithoutAdapter
 from gymrl.rl.supervised.agent import GuidedAgent
 from gymrl.rl.supervised.prefix import guided, prefix_of, share_of
 from gymrl.rl.trainers.online import check_engine, jobs_of_step, online_step
-from gymrl.rl.trainers.sft import chosen
+from gymrl.rl.trainers.sft import chosen, weighed
 from gymrl.rl.trainers.update import Helpers
 from gymrl.rl.workshop import Workshop
 
@@ -65,7 +65,11 @@ class OnlineStage:
             shop.folder.write_episodes(f"rl/{number:06d}", done.episodes)
         if c is not None:
             done.metrics["curriculum"] = c.stage(number)
-            c.saw(done.metrics["success"])
+            if c.looks(number):
+                done.metrics["validation"] = shop.loop.run(self._look(c.settings, pool, rollouts))
+                c.looked(done.metrics["validation"])
+            elif not c.settings.validate_on:
+                c.saw(done.metrics["success"])
         return done.metrics, done.episodes
 
     def _shown(self, number: int) -> list[TokenSequence]:
@@ -74,7 +78,9 @@ class OnlineStage:
         if not recipe.rl.sft_weight:
             return []
         picked = chosen(number, len(demonstrations), recipe.sft.batch, stable_hash("beside", recipe.seed))
-        return [sequence for i in picked for sequence in demonstrations[i]]
+        shown = [sequence for i in picked for sequence in demonstrations[i]]
+        temperature = recipe.sampling.temperature
+        return weighed(self.workshop.learner, shown, recipe.sft, temperature, recipe.seed, "beside", number)
 
     async def _prefixed(
         self, settings: PrefixSection, number: int, pool: EnvPool, rollouts: RolloutSettings,
@@ -87,12 +93,25 @@ class OnlineStage:
         firsts = [job for job in jobs if job.sample == 0]
         share = share_of(number, self.total, settings.first, settings.last)
         prefixes = {}
-        for episode in await rollout(firsts, ScriptedAgent("oracle"), pool, rollouts):
+        played = await rollout(firsts, ScriptedAgent("oracle"), pool, rollouts)
+        if any("has no oracle()" in episode.reason for episode in played):
+            raise DemonstrationFault(
+                f"{pool.env_id} has no oracle() to begin rollouts with: write one, or leave rl.prefix out"
+            )
+        for episode in played:
             if episode.valid and episode.success:
                 told = tokenise(episode, shop.renderer)
                 answers = tuple(turn.completion_ids for turn in told.turns)
                 prefixes[episode.group, episode.sample] = prefix_of(answers, share)
         return shop.agent.told(prefixes)
+
+    async def _look(self, settings: CurriculumSection, pool: EnvPool, rollouts: RolloutSettings) -> float:
+        """Success on held-out tasks, played as the stage's training tasks are."""
+        count = min(settings.validate_on, pool.template.world.sizes["val"])
+        jobs = evaluation_jobs([pool.task("val", index) for index in range(count)], 1, self.workshop.recipe.seed)
+        episodes = await rollout(jobs, self.workshop.agent, pool, rollouts)
+        check_engine(episodes)
+        return summarise(episodes).success
 
     async def _rank(self, settings: CurriculumSection) -> list[int]:
         """The first training tasks by the potential that the policy has on them now."""

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from gymrl.agents.engines.base import EngineFault
 from gymrl.agents.players import Job, ModelAgent
 from gymrl.agents.records import Episode
@@ -15,11 +17,12 @@ from gymrl.envs.records import stable_hash
 from gymrl.envs.workers import EnvPool
 from gymrl.rl.algorithms import find
 from gymrl.rl.batches import TokenSequence
+from gymrl.rl.filters import judge
 from gymrl.rl.groups import Group, group_by_task
 from gymrl.rl.learner import Learner
 from gymrl.rl.objective import loss_of_settings as _loss_of
 from gymrl.rl.recipes.models import RlSection
-from gymrl.rl.trainers.update import Helpers, learn
+from gymrl.rl.trainers.update import Helpers, filters_of, learn, shaped
 
 __all__ = ["OnlineStep", "_loss_of", "check_engine", "jobs_of_step", "learn", "online_step"]
 
@@ -79,8 +82,9 @@ async def online_step(
         episodes += played_now
         fresh = group_by_task(played_now)
         if settings.resample:
-            fresh = [group for group in fresh if has_spread(group)]
-            dropped += len(jobs) // settings.group - len(fresh)
+            some = [group for group in fresh if has_spread(group, settings)]
+            dropped += len(fresh) - len(some)
+            fresh = some
         groups += fresh
         if len(groups) >= settings.tasks:
             break
@@ -100,13 +104,19 @@ async def online_step(
         "time/learn": learned - played,
         "time/sync": synced - learned,
         "time/step": synced - began,
+        "time/tokens_per_second": metrics["sampled_tokens"] / (synced - began),
+        "time/trained_per_second": metrics.get("tokens", 0) / (learned - played),
     }
     return OnlineStep([replace_greedy(e, settings) for e in episodes], metrics)
 
 
-def has_spread(group: Group) -> bool:
-    """Whether the valid episodes of a group differ in reward."""
-    return len({episode.reward for episode in group.episodes if episode.valid}) > 1
+def has_spread(group: Group, settings: RlSection) -> bool:
+    """Whether the episodes of a group that count, the greedy one included, differ in what they are compared by: their
+    (shaped) reward, or the rewards of their turns where the advantage looks at those."""
+    inputs, filters = find("advantage", settings.advantage.name).inputs, filters_of(settings)
+    by_turn = settings.credit == "turn" or "rewards_PG" not in inputs
+    counted = [shaped(e, settings).tolist() for e in group.episodes if judge(e, filters).counted]
+    return len({tuple(np.trim_zeros(row, "b")) if by_turn else sum(row) for row in counted}) > 1
 
 
 def replace_greedy(episode: Episode, settings: RlSection) -> Episode:

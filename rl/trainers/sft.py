@@ -59,18 +59,26 @@ def prepared(
     """The step's demonstrations with the recipe's options, the weight of each in the loss, and the loss: in all
     -sum(w m lp) / sum(w m)."""
     tokens = settings.tokens or TokensSection()
+    told = weighed(learner, sequences, settings, temperature, *key)
+    if not tokens.dft and not tokens.key and tokens.turn_discount == 1:
+        counts = torch.tensor([s.actions for s in told], dtype=torch.long)
+        return told, token_weights(counts, "token-mean").tolist(), negative_logprob
+    total = float(sum(s.advantage.sum(dtype=np.float64) for s in told))
+    return told, [1 / total if total else 0.0] * len(told), weighted
+
+
+def weighed(
+    learner: Learner, sequences: list[TokenSequence], settings: SftSection, temperature: float, *key: object
+) -> list[TokenSequence]:
+    """The demonstrations with the recipe's options: what is shown of them, and their tokens' weights as advantages."""
+    tokens = settings.tokens or TokensSection()
     if tokens.masked:
         sequences = [masked(s, tokens.masked, tokens.blank, *key, n) for n, s in enumerate(sequences)]
-    if not tokens.dft and not tokens.key and tokens.turn_discount == 1:
-        counts = torch.tensor([s.actions for s in sequences], dtype=torch.long)
-        return sequences, token_weights(counts, "token-mean").tolist(), negative_logprob
     scores = learner.score(sequences, temperature) if tokens.dft else [None] * len(sequences)
-    weighed = [
+    return [
         with_weights(s, tokens.turn_discount, lp, tokens.key_most)
         for s, lp in zip(sequences, scores, strict=True)
     ]
-    total = float(sum(s.advantage.sum(dtype=np.float64) for s in weighed))
-    return weighed, [1 / total if total else 0.0] * len(weighed), weighted
 
 
 def chosen(step: int, count: int, batch: int, seed: int) -> list[int]:
@@ -120,4 +128,5 @@ def sft_step(
         "tokens": result.tokens,
         "skipped": int(result.skipped),
         "time/step": seconds,
+        "time/trained_per_second": result.tokens / seconds,
     } | ({"anchor": result.sums["anchor"] / max(1, result.actions)} if "anchor" in result.sums else {})

@@ -42,11 +42,12 @@ def learn(
     learner: Learner, groups: list[Group], settings: RlSection, temperature: float, step: int,
     helpers: Helpers | None = None, shown: Sequence[TokenSequence] = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """Update the policy on groups of episodes, and on demonstrations `shown` beside them; returns metrics."""
+    """Update the policy on groups of episodes, and on demonstrations `shown` beside them, whose tokens weigh what their
+    advantages say, or 1 where none has any; returns metrics."""
     helpers = helpers or Helpers()
     algorithm = find("advantage", settings.advantage.name)
     groups, greedy_P = _without_greedy(groups, settings) if "greedy_P" in algorithm.inputs else (groups, None)
-    filters = FilterSettings(settings.void.name, settings.void.in_baseline, settings.mask_truncated)
+    filters = filters_of(settings)
     verdicts = [[judge(episode, filters) for episode in group.episodes] for group in groups]
     rewards_PG, counted_PG = reward_table(groups, verdicts)
     judged = Judged(
@@ -66,7 +67,10 @@ def learn(
     lr = schedule(step, settings.lr, settings.schedule.warmup, settings.steps, settings.schedule.name)
     metrics = _episode_metrics(groups, verdicts, rewards_PG, counted_PG) | {"lr": lr}
     if helpers.critic is not None and targets is not None and settings.critic is not None:
-        metrics |= _teach(helpers.critic, judged, targets, settings)
+        taught = _teach(helpers.critic, judged, targets, settings)
+        if taught["value_skipped"]:
+            learner.troubles.append("the critic's values or its gradient are not finite")
+        metrics |= taught
         if step < settings.critic.warmup:
             return metrics
     look = helpers.insight > 0 and step % helpers.insight == 0
@@ -74,6 +78,11 @@ def learn(
     if helpers.reference is not None:
         helpers.reference.follow(learner)
     return metrics
+
+
+def filters_of(settings: RlSection) -> FilterSettings:
+    """The filters that the settings ask for."""
+    return FilterSettings(settings.void.name, settings.void.in_baseline, settings.mask_truncated)
 
 
 def shaped(episode: Episode, settings: RlSection) -> np.ndarray:
@@ -148,9 +157,12 @@ def _teach(
             sequences.append(with_targets(sequence, wanted[at : at + sequence.actions]))
             at += sequence.actions
     seen: dict[str, float] = {}
+    skipped = 0
     for number in range(settings.updates):
         seen = critic.step(sequences[number :: settings.updates], settings.critic.lr)
-    return seen
+        skipped += int(seen["value_skipped"])
+    lost = any(not np.isfinite(values).all() for row in judged.values or [] for values in row)
+    return seen | {"value_skipped": max(skipped, int(lost))}
 
 
 def _update(
@@ -162,7 +174,8 @@ def _update(
     sampled = len(sequences)
     ones = [np.where(s.action, np.float32(1), np.float32(0)) for s in shown]
     sequences = sequences + [
-        replace(s, guided=True, advantage=one) for s, one in zip(shown, ones, strict=True)
+        replace(s, guided=True, advantage=s.advantage if s.advantage.any() else one)
+        for s, one in zip(shown, ones, strict=True)
     ]
     # The policy before the update: with one update it is the policy that is being differentiated.
     if settings.updates > 1 or corrector.masks:
@@ -186,8 +199,9 @@ def _update(
         counts = torch.tensor([s.actions for s in part], dtype=torch.long)
         weights_S = token_weights(counts, settings.aggregation.name, settings.aggregation.length).tolist()
         guides = sequences[sampled:][number :: settings.updates]
-        told = max(1, sum(s.actions for s in guides))
-        part, weights_S = part + guides, weights_S + [settings.sft_weight / told] * len(guides)
+        told = float(sum(s.advantage.sum(dtype=np.float64) for s in guides))
+        share = settings.sft_weight / told if told else 0.0
+        part, weights_S = part + guides, weights_S + [share] * len(guides)
         # Tokens without advantage have no gradient: they count in the weights, but need no forward pass.
         live = [i for i, s in enumerate(part) if s.actions and (kl_in_loss or s.advantage.any())]
         if look and number == 0:
