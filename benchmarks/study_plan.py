@@ -9,30 +9,30 @@ COMMON = (
     "rl.correction=none",
     "rl.tasks=8",
     "rl.group=8",
-    "rl.steps=40",
-    "rl.lr=2e-4",
+    "rl.steps=24",
     "rl.schedule.warmup=2",
     "eval.tasks=200",
     "log.trackers=[]",
     "log.episodes_every=1000",
-    "log.checkpoint_every=12",
+    "log.checkpoint_every=8",
 )
-"""Laid over every run: 40 steps of 64 episodes, and 200 held-out tasks."""
+"""Laid over every run: 24 steps of 64 episodes, and 200 held-out tasks."""
 
+CODE = ("env.params.timeout=120", "env.deadline=3600")
+"""Over the quickstart: a busy machine never makes a program late."""
 
-@dataclass(frozen=True)
-class Start:
-    """A policy after SFT alone, made once for every seed."""
+RATES = {"grpo": "2e-4", "rloo": "2e-4", "ppo": "2e-4", "reinforce++": "2e-4"}
+"""Learning rates: of each algorithm the best of TRIED in the questions `rates-...`, on a seed of their own."""
 
-    name: str
-    recipe: str
-    settings: tuple[str, ...]
+TRIED = ("1e-4", "2e-4", "4e-4")
+SEARCH_SEED = 7
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train. `start` is the policy it goes on from; without one it is the recipe from scratch. `unmasked`
-    gives the episode's advantage to the observation tokens after the first answer, too."""
+    """One way to train. `start` is the arm whose policy it goes on from, of the same seed; without one it is the
+    recipe from scratch. `unmasked` gives the episode's advantage to the observation tokens after the first answer,
+    too."""
 
     name: str
     recipe: str
@@ -43,56 +43,71 @@ class Arm:
 
 @dataclass(frozen=True)
 class Question:
-    """Arms that are compared; the first is what the others are held against."""
+    """Arms that are compared; the first is what the others are held against. `seeds`: its own, whatever is asked
+    for."""
 
     name: str
     title: str
     arms: tuple[str, ...]
+    seeds: tuple[int, ...] = ()
 
 
-STARTS = {
-    s.name: s
-    for s in (
-        Start("warm", "quickstart", ("sft.steps=240",)),
-        Start("games", "textworld", ("sft.steps=160", "sft.demonstrations=600", "eval.tasks=100")),
-    )
-}
+def _sft(name: str, steps: int) -> Arm:
+    return Arm(name, "quickstart", "", ('stages=["sft"]', f"sft.steps={steps}", *CODE))
 
-DRIFT = ("sampling.temperature=1.5", "log.insight_every=4")
+
+def _rl(name: str, *settings: str, start: str = "sft-240", algo: str = "grpo", rate: str = "") -> Arm:
+    given = (f"algo={algo}", f"rl.lr={rate or RATES[algo]}", *CODE, *settings)
+    return Arm(name, "quickstart", start, given)
+
+
+VOIDS = ("keep", "end_episode", "mask_episode", "drop_episode")
+DRIFT = ("sampling.temperature=1.25", "log.insight_every=2")
 """Hot enough that the policy leaves what it was taught: turns that are neither code nor an answer."""
 
-GAMES = ("rl.steps=16", "eval.tasks=100")
+GAMES = ("env.params.games=400", "env.deadline=3600", "eval.tasks=100", "rl.lr=2e-4")
 
 
-def _share(name: str, sft: int, rl: int) -> Arm:
-    stages = '["sft", "rl"]' if rl else '["sft"]'
-    return Arm(name, "quickstart", "", (f"stages={stages}", f"sft.steps={sft}", f"rl.steps={max(1, rl)}"))
+def _games(name: str, *settings: str) -> Arm:
+    return Arm(name, "textworld", "games", ("rl.steps=16", *GAMES, *settings))
 
 
 ARMS = {
     a.name: a
     for a in (
-        Arm("grpo", "quickstart", "warm", ("algo=grpo",)),
-        Arm("rloo", "quickstart", "warm", ("algo=rloo",)),
-        Arm("ppo", "quickstart", "warm", ("algo=ppo",)),
-        Arm("reinforce++", "quickstart", "warm", ("algo=reinforce++",)),
-        Arm("void-kept", "quickstart", "warm", ("rl.void=keep", *DRIFT)),
-        Arm("void-dropped", "quickstart", "warm", ("rl.void=drop_episode", *DRIFT)),
-        Arm("unmasked", "quickstart", "warm", ("algo=grpo",), unmasked=True),
-        Arm("staged", "quickstart", "warm", ('rl.curriculum={kind="horizon", stages=[2, 3, 4], every=8}',)),
-        _share("sft-240", 240, 0),
-        _share("sft-160-rl-16", 160, 16),
-        _share("sft-80-rl-32", 80, 32),
-        Arm("sparse", "textworld", "games", ("env.params.rewards=sparse", *GAMES)),
-        Arm("dense", "textworld", "games", ("env.params.rewards=dense", *GAMES)),
+        *(_sft(f"sft-{steps}", steps) for steps in (240, 160, 80)),
+        Arm(
+            "games",
+            "textworld",
+            "",
+            ('stages=["sft"]', "sft.steps=160", "sft.batch=16", "sft.demonstrations=400", *GAMES),
+        ),
+        *(_rl(f"{algo}@{rate}", algo=algo, rate=rate) for algo in RATES for rate in TRIED),
+        *(_rl(algo, algo=algo) for algo in RATES),
+        *(_rl(f"void-{mode}", f"rl.void={mode}", *DRIFT) for mode in VOIDS),
+        Arm("unmasked", "quickstart", "sft-240", _rl("", rate=RATES["grpo"]).settings, unmasked=True),
+        _rl("sft-160-rl-16", "rl.steps=16", start="sft-160"),
+        _rl("sft-80-rl-32", "rl.steps=32", start="sft-80"),
+        _games("sparse"),
+        _games("dense", "env.params.rewards=dense"),
+        _games("fixed", "env.params.max_turns=6"),
+        _games(
+            "staged", "env.params.max_turns=6", 'rl.curriculum={kind="horizon", stages=[3, 4, 6], every=4}'
+        ),
     )
 }
 
 QUESTIONS = (
-    Question("algorithms", "One budget, four algorithms", ("grpo", "rloo", "ppo", "reinforce++")),
-    Question("void", "Void turns: kept, or their episodes dropped", ("void-kept", "void-dropped")),
+    *(
+        Question(
+            f"rates-{algo}", f"Learning rates of {algo}", tuple(f"{algo}@{r}" for r in TRIED), (SEARCH_SEED,)
+        )
+        for algo in RATES
+    ),
+    Question("algorithms", "One budget, four algorithms", tuple(RATES)),
+    Question("void", "Void turns: what is done about them", tuple(f"void-{mode}" for mode in VOIDS)),
     Question("observations", "Tool output: masked (grpo), or trained on", ("grpo", "unmasked")),
-    Question("horizon", "Horizon: fixed (grpo), or staged 2, 3, 4 turns", ("grpo", "staged")),
     Question("rewards", "TextWorld: sparse or dense rewards", ("sparse", "dense")),
+    Question("horizon", "TextWorld: 6 turns from the start, or 3, 4, 6 in stages", ("fixed", "staged")),
     Question("shares", "SFT : RL shares of one budget", ("sft-240", "sft-160-rl-16", "sft-80-rl-32")),
 )

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
+import os
 import statistics
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
+import study_plots as plots
 from study_plan import ARMS, QUESTIONS, Question
 
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """Two-sided 95 % quantiles of Student's t, by the number of values."""
 
-COLOURS = ("#1f77b4", "#d95f02", "#2ca02c", "#9467bd", "#8c564b")
 FIELDS = (
-    "arm", "seed", "start", "success", "low", "high", "tasks", "training", "void", "grad_norm", "grad_norm_max",
-    "void_share_of_grad", "skipped", "seconds",
+    "arm", "seed", "start", "success", "low", "high", "tasks", "training", "void", "void_last",
+    "grad_norm", "grad_norm_max", "void_share_of_grad", "skipped", "invalid", "seconds",
 )  # fmt: skip
 
 
 def row_of(out: Path, arm: str, seed: int) -> dict[str, Any] | None:
     """A finished run's figures, None of one that is not: held-out success before (`start`) and after with its Wilson
-    interval, success in the last third of its RL steps, share of void turns and gradient norms over all of them."""
+    interval, success in the last third of its RL steps (`training`), share of void turns over all of them
+    (`void`) and in that third (`void_last`), gradient norms before clipping, and the mean over steps of (norm of the
+    void turns' part of the gradient) / (norm of the gradient), where it was looked at."""
     folder = out / arm / f"seed-{seed}"
     try:
         summary = json.loads((folder / "summary.json").read_text())
@@ -35,6 +38,7 @@ def row_of(out: Path, arm: str, seed: int) -> dict[str, Any] | None:
         return None
     first, last = summary["stages"][0], summary["stages"][-1]
     steps = steps_of(out, arm, seed)
+    late = steps[-max(1, len(steps) // 3) :]
     norms = [s["grad_norm"] for s in steps if "grad_norm" in s]
     causes = [
         s["grad_norm/void"] / s["grad_norm/all"]
@@ -44,10 +48,11 @@ def row_of(out: Path, arm: str, seed: int) -> dict[str, Any] | None:
     return {
         "arm": arm, "seed": seed, "start": first["success"], "success": last["success"], "low": last["low"],
         "high": last["high"], "tasks": last["episodes"],
-        "training": mean([s["success"] for s in steps[-max(1, len(steps) // 3) :]]),
-        "void": mean([s["void_turns"] for s in steps]), "grad_norm": mean(norms),
+        "training": mean([s["success"] for s in late]), "void": mean([s["void_turns"] for s in steps]),
+        "void_last": mean([s["void_turns"] for s in late]), "grad_norm": mean(norms),
         "grad_norm_max": max(norms, default=math.nan), "void_share_of_grad": mean(causes),
-        "skipped": sum(summary.get("skipped", {}).values()), "seconds": round(summary["seconds"], 1),
+        "skipped": sum(summary.get("skipped", {}).values()), "invalid": sum(summary.get("invalid", {}).values()),
+        "seconds": round(summary["seconds"], 1),
     }  # fmt: skip
 
 
@@ -91,7 +96,7 @@ def table(question: Question, rows: Sequence[dict[str, Any]]) -> str:
         f"### {question.title}",
         "",
         "| arm | seeds | before | held-out success | to the first, same seeds | last third of training | "
-        "void turns | gradient norm, largest | of it void |",
+        "void turns, in that third | gradient norm, largest | of it void |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     base = {r["seed"]: r["success"] for r in rows if r["arm"] == question.arms[0]}
@@ -105,7 +110,7 @@ def table(question: Question, rows: Sequence[dict[str, Any]]) -> str:
             arm, ", ".join(str(r["seed"]) for r in own), shown(mean([r["start"] for r in own])),
             shown(*interval([r["success"] for r in own])),
             "" if arm == question.arms[0] else shown(*interval(paired)), shown(*interval([r["training"] for r in own])),
-            shown(mean([r["void"] for r in own])),
+            f"{shown(mean([r['void'] for r in own]))}, {shown(mean([r['void_last'] for r in own]))}",
             f"{shown(mean([r['grad_norm'] for r in own]))}, {shown(max(r['grad_norm_max'] for r in own))}",
             shown(mean([r["void_share_of_grad"] for r in own])),
         ]  # fmt: skip
@@ -113,59 +118,54 @@ def table(question: Question, rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(title: str, curves: dict[str, list[list[float]]]) -> str:
-    """Success by RL step, as an SVG: of each arm every seed thin, and their mean (where all have the step) thick."""
-    width, height, left, low = 560, 320, 48, 276
-    most = max((len(seed) for seeds in curves.values() for seed in seeds), default=1)
-
-    def path(values: Sequence[float]) -> str:
-        smooth = [mean(values[max(0, i - 2) : i + 1]) for i in range(len(values))]
-        points = (
-            f"{left + i / max(1, most - 1) * (width - left - 20):.1f} {low - v * (low - 30):.1f}"
-            for i, v in enumerate(smooth)
-        )
-        return "M" + "L".join(points)
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        'font-family="sans-serif" font-size="12">',
-        f'<rect width="{width}" height="{height}" fill="#fff"/>',
-        f'<text x="{left}" y="18">{escape(title)}</text>',
-        f'<path d="M{left} 30V{low}H{width - 20}" fill="none" stroke="#888"/>',
-        f'<text x="{width / 2}" y="{height - 8}" text-anchor="middle">RL step (1 to {most}), mean of three</text>',
-    ]
-    for value in (0.0, 0.5, 1.0):
-        parts.append(
-            f'<text x="{left - 6}" y="{low - value * (low - 30) + 4}" text-anchor="end">{value}</text>'
-        )
-    for number, (arm, seeds) in enumerate(curves.items()):
-        colour = COLOURS[number % len(COLOURS)]
-        thin = f'fill="none" stroke="{colour}"'
-        parts += [f'<path d="{path(seed)}" {thin} opacity="0.35"/>' for seed in seeds if seed]
-        together = [mean(column) for column in zip(*seeds, strict=False)]
-        if together:
-            parts.append(f'<path d="{path(together)}" {thin} stroke-width="2.5"/>')
-        label = f"{arm} ({len(seeds)} seed{'s' * (len(seeds) != 1)})"
-        parts.append(
-            f'<text x="{width - 170}" y="{low - 12 - 16 * number}" fill="{colour}">{escape(label)}</text>'
-        )
-    return "\n".join([*parts, "</svg>"]) + "\n"
+def seeds_of(out: Path, arm: str) -> list[int]:
+    """The seeds that an arm was begun with."""
+    return sorted(int(folder.name.removeprefix("seed-")) for folder in (out / arm).glob("seed-*"))
 
 
-def write_results(out: Path, seeds: Sequence[int]) -> None:
+def write_results(out: Path) -> None:
     """results.csv, results.md and QUESTION.svg, of what is finished."""
-    found = [row for arm in ARMS for seed in seeds if (row := row_of(out, arm, seed)) is not None]
-    with (out / "results.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(found)
-    (out / "results.md").write_text("\n".join(table(question, found) for question in QUESTIONS))
-    done = {(row["arm"], row["seed"]) for row in found}
+    found = [
+        row for arm in ARMS for seed in seeds_of(out, arm) if (row := row_of(out, arm, seed)) is not None
+    ]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found)
+    replace_text(out / "results.csv", text.getvalue())
+    replace_text(out / "results.md", "\n".join(table(question, found) for question in QUESTIONS))
     for question in QUESTIONS:
-        curves = {
-            arm: [[s["success"] for s in steps_of(out, arm, n)] for n in seeds if (arm, n) in done]
-            for arm in question.arms
+        if any(row["arm"] in question.arms for row in found):
+            replace_text(out / f"{question.name}.svg", figure(out, question, found))
+
+
+def figure(out: Path, question: Question, rows: Sequence[dict[str, Any]]) -> str:
+    """Training success by step and held-out success; for void turns also their share and the gradient's norm."""
+    done = {arm: [r for r in rows if r["arm"] == arm] for arm in question.arms}
+    done = {arm: own for arm, own in done.items() if own}
+
+    def by_step(name: str) -> dict[str, list[list[float]]]:
+        return {
+            arm: [[s[name] for s in steps_of(out, arm, r["seed"]) if name in s] for r in own]
+            for arm, own in done.items()
         }
-        curves = {arm: runs for arm, runs in curves.items() if any(runs)}
-        if curves:
-            (out / f"{question.name}.svg").write_text(plot(question.title, curves))
+
+    panels = [
+        plots.curves("success in training", by_step("success")),
+        plots.dots(
+            "held-out success",
+            {arm: [r["success"] for r in own] for arm, own in done.items()},
+            {arm: mean([r["start"] for r in own]) for arm, own in done.items()},
+        ),
+    ]
+    if question.name == "void":
+        panels.append(plots.curves("void turns, share of all", by_step("void_turns")))
+        panels.append(plots.curves("gradient norm before clipping", by_step("grad_norm"), span=1))
+    return plots.figure(question.title, panels)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: another process may write the same."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    beside.write_text(text)
+    beside.replace(path)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -78,10 +80,11 @@ def test_every_arm_of_the_study_is_a_recipe(bench):
             start = Path("somewhere") if arm.start else None
             recipe = load(arm.recipe, study.settings_of(arm, 2, start))
             assert recipe.seed == 2 and recipe.rl.correction.name == "none" and recipe.rl.updates == 1
-            assert (recipe.model.path == "somewhere") == (arm.start in plan.STARTS)
+            assert (recipe.model.path == "somewhere") == bool(arm.start)
             assert not arm.unmasked or recipe.rl.advantage.name == "grpo"  # one advantage an episode
-    for start in plan.STARTS.values():
-        load(start.recipe, [*plan.COMMON, *start.settings, 'stages=["sft"]'])
+            if arm.start:
+                before = load(plan.ARMS[arm.start].recipe, study.settings_of(plan.ARMS[arm.start], 2, None))
+                assert before.stages == ["sft"] and before.env.id == recipe.env.id
 
 
 def test_the_unmasked_arm_learns_from_what_the_policy_did_not_say(bench):
@@ -99,6 +102,24 @@ def test_the_unmasked_arm_learns_from_what_the_policy_did_not_say(bench):
     assert study.update.sequences_of is before
 
 
+def test_a_run_that_another_process_is_at_is_left_to_it(bench, tmp_path):
+    study, plan = bench("study"), bench("study_plan")
+    folder = study.place(tmp_path, plan.ARMS["grpo"], 0)
+    with study.alone(folder, wait=False) as mine:
+        assert mine
+    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
+    command = [sys.executable, "-c", code, str(folder.parent / ".seed-0.lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"1\n"
+        with study.alone(folder, wait=False) as mine:
+            assert not mine
+        assert not study.make(plan.ARMS["grpo"], 0, tmp_path, [], {"sft-240": tmp_path})
+        other.communicate(b"\n")
+    with study.alone(folder, wait=True) as mine:
+        assert mine
+    assert not folder.exists()
+
+
 def test_results_hold_finished_runs_alone(bench, tmp_path):
     results = bench("study_results")
     for arm, seed, success, status in (
@@ -111,13 +132,16 @@ def test_results_hold_finished_runs_alone(bench, tmp_path):
         (folder / "summary.json").write_text(json.dumps({"status": status, "stages": stages, "seconds": 1.0}))
         steps = [{"stage": "rl", "success": x, "void_turns": 0.0, "grad_norm": 2.0} for x in (0.5, 0.6, 0.75)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(s) + "\n" for s in steps) + '{"stage": "r')
-    results.write_results(tmp_path, [0, 1])
+    results.write_results(tmp_path)
     lines = (tmp_path / "results.csv").read_text().splitlines()
     assert [line.split(",")[:2] for line in lines[1:]] == [["grpo", "0"], ["grpo", "1"], ["rloo", "0"]]
     text = (tmp_path / "results.md").read_text()
     assert "| grpo | 0, 1 | 0.500 | 0.800 ± 1.271 |" in text and "| ppo | none finished |" in text
     assert "| rloo | 0 | 0.500 | 0.800 | 0.100 | 0.750 |" in text
-    assert "rloo (1 seed)" in (tmp_path / "algorithms.svg").read_text()
+    picture = (tmp_path / "algorithms.svg").read_text()
+    assert "rloo: 0.800 (n = 1)" in picture and "grpo: 0.800 (n = 2)" in picture and "ppo" not in picture
+    ElementTree.fromstring(picture)
+    assert {path.name for path in tmp_path.glob("results*")} == {"results.csv", "results.md"}
     assert not (tmp_path / "rewards.svg").exists()
     mean, half = results.interval([0.7, 0.8, 0.9])
     assert mean == pytest.approx(0.8) and half == pytest.approx(4.303 * 0.1 / math.sqrt(3))
