@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from reasoning_gym.factory import DATASETS
 
 from gymrl.envs import EnvironmentFault, TaskSpec, make
 from gymrl.envs.code_interpreter import maker
+from gymrl.envs.code_interpreter.propositions import concludes, conclusion, formula
 from gymrl.envs.code_interpreter.reasoning import APART, ReasoningTasks, all_families, held_out
 
 GARBAGE = (
@@ -68,10 +70,99 @@ def test_a_family_is_sound(family: str) -> None:
         assert task.owns(f"{family}\n{problem.question}")
         assert source.score(problem, problem.answer) == 1.0
         assert source.score(problem, f"\n {problem.answer} ") == 1.0
-        for garbage in GARBAGE:
+        right = problem.answer
+        near = (
+            f"{right} garbage",
+            f"garbage {right}",
+            f"{right} or zq",
+            f"The answer is {right}",
+            right + "zq",
+        )
+        for garbage in (*GARBAGE, *near):
             if not same(garbage, problem.answer):
                 assert source.score(problem, garbage) == 0.0, garbage
         assert (random.getstate(), str(np.random.get_state())) == before
+
+
+@pytest.mark.parametrize(
+    ("family", "wrong"),
+    [
+        ("puzzle24", lambda right: "4 * 6 * 1 * 1"),  # other numbers; the package asks for any four
+        ("puzzle24", lambda right: f"({right})*1"),
+        ("countdown", lambda right: right.replace(" ", "", 1) + ".0"),
+        ("gsm_symbolic", lambda right: f"-{right}"),
+        ("sokoban", lambda right: f"{right} or not"),
+        ("rush_hour", lambda right: f"Z+1 {right}"),
+        ("rush_hour", lambda right: f"{right} A+1"),
+        ("boxnet", lambda right: right.replace("Agent", "Nobody")),
+        ("number_sorting", lambda right: right.replace(".", ".01")),
+        ("pool_matrix", lambda right: right.replace("9", "9.04") + " "),
+        ("polynomial_equations", lambda right: f"{right}, {right}"),
+        ("rubiks_cube", lambda right: f"{right} 9x9"),
+        ("decimal_arithmetic", lambda right: right + "9" if "." not in right else right[:-3]),
+        ("advanced_geometry", lambda right: f"{right}, I guess"),
+        ("knights_knaves", lambda right: f"{right} {right}"),
+        ("propositional_logic", lambda right: "(P ∨ ¬P)"),
+        ("propositional_logic", lambda right: "((P ∧ ¬P) ∧ Q)"),
+        ("propositional_logic", lambda right: right + "9"),
+    ],
+)
+def test_what_the_package_takes_for_right_and_is_not(family: str, wrong: Callable[[str], str]) -> None:
+    source = ReasoningTasks((family,))
+    for index in range(6):
+        task = spec("train", index)
+        problem = source.draw(task, task.rng())
+        said = wrong(problem.answer)
+        if said.split() != problem.answer.split():
+            assert source.score(problem, said) == 0.0, (problem.question[-300:], problem.answer, said)
+        assert source.score(problem, problem.answer) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [
+        ("countdown", lambda right: f"({right})"),
+        ("gsm_symbolic", lambda right: f"${right}.00"),
+        ("number_sorting", lambda right: right.replace("'", '"').replace(".0'", "'")),
+        (
+            "polynomial_equations",
+            lambda right: ", ".join(reversed([f"{part}0" for part in right.split(", ")])),
+        ),
+        ("quantum_lock", lambda right: right.replace(" → ", ", ").lower()),
+        ("fraction_simplification", lambda right: right.strip("$")),
+        ("propositional_logic", lambda right: f"({right})".replace(" ", "")),
+        ("knights_knaves", lambda right: right.replace(", and", " and").rstrip(".")),
+        ("spell_backward", lambda right: right.upper()),
+        ("boxnet", lambda right: right.replace(" ", "").replace(",", ", ").replace("box_", "box_")),
+    ],
+)
+def test_a_right_answer_may_be_written_otherwise(family: str, said: Callable[[str], str]) -> None:
+    source = ReasoningTasks((family,))
+    for index in range(6):
+        task = spec("train", index)
+        problem = source.draw(task, task.rng())
+        assert source.score(problem, said(problem.answer)) == 1.0, (problem.answer, said(problem.answer))
+
+
+def test_no_answer_is_right_for_most_problems() -> None:
+    for family in ("puzzle24", "propositional_logic", "countdown", "string_manipulation"):
+        source = ReasoningTasks((family,))
+        problems = [source.draw(task, task.rng()) for task in (spec("train", index) for index in range(24))]
+        said = {problem.answer for problem in problems} | {"(P ∨ Q)", "4 * 6", ""}
+        assert max(sum(source.score(problem, text) for problem in problems) for text in said) <= 14, family
+
+
+def test_conclusions_take_more_than_one_premise() -> None:
+    known = {"premises": ["P", "(P → Q)", "(¬R ∨ P)"], "variables": ["P", "Q", "R"]}
+    assert conclusion(known) == "Q" and concludes("Q", known) and concludes("P ∧ Q", known)
+    assert not concludes("P", known) and not concludes("(P ∨ Q)", known)  # of the first alone
+    assert not concludes("R", known) and not concludes("S", known) and not concludes("(Q", known)
+    assert not concludes("¬" * 150 + "Q" * 2, known) and not concludes("(" * 5000, known)
+    assert formula("P → Q ∨ ¬R ∧ P")({"P": True, "Q": False, "R": False})
+    assert conclusion({"premises": ["P", "¬P"], "variables": ["P", "Q"]}) == ""
+    for text in ("", "P Q", "P ∧", "∧ P", "()", "P)", "¬", "P9"):
+        with pytest.raises(ValueError, match=r"formula|\) is missing|stands where"):
+            formula(text)
 
 
 def test_another_process_with_another_hash_seed_draws_the_same() -> None:
@@ -118,7 +209,7 @@ def test_a_verifier_that_computes_for_ever_finds_the_answer_wrong(monkeypatch: p
     source = ReasoningTasks(("simple_integration",))
     task = spec("train", 0)
     problem = source.draw(task, task.rng())
-    seed, index = problem.data
+    seed, index = problem.data.where
     assert maker.MAKER.score("simple_integration", seed, index, "9**9**9**9") == 0.0
     assert source.score(problem, "9**9**9**9") == 0.0
     assert source.score(problem, problem.answer) == 1.0  # by a new process
@@ -194,7 +285,7 @@ def test_a_verifier_that_fails_on_its_own_answer_is_a_fault() -> None:
         def score_answer(self, answer: str, item: object) -> float:
             raise RuntimeError("broken verifier")
 
-    broken = replace(problem, data=(Broken(), problem.data[1]))
+    broken = replace(problem, data=replace(problem.data, where=(Broken(), {})))
     assert source.score(broken, "wrong") == 0.0
     with pytest.raises(EnvironmentFault, match="leg_counting cannot judge its own answer"):
         source.score(broken, problem.answer)

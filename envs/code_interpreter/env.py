@@ -47,7 +47,7 @@ class CodeInterpreter(Environment):
             raise ValueError(f"unknown mark {mark!r}: take answer or angles")
         self.source = problem_source(tasks, terms, digits, by_family)
         if tasks.startswith("reasoning-gym"):
-            self.__dict__["version"] = "2"  # since all families are drawn from
+            self.__dict__["version"] = "3"  # since verdicts are stricter than the package's
         self.mark = mark
         self.marks = ("<answer>", "</answer>") if mark == "answer" else ("<<<", ">>>")
         self.max_turns, self.from_head = max_calls, from_head

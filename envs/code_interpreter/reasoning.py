@@ -7,18 +7,20 @@ is right or it is not, because the partial scores pay for length, format or a co
 
 from __future__ import annotations
 
+import decimal
 import difflib
 import random
-import re
 import threading
-from collections.abc import Callable
-from fractions import Fraction
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from gymrl.envs.code_interpreter.maker import ITEMS, MAKER
 from gymrl.envs.code_interpreter.problems import Problem
+from gymrl.envs.code_interpreter.propositions import RULE
 from gymrl.envs.code_interpreter.solvers import SOLVERS
+from gymrl.envs.code_interpreter.verdicts import own_verdict, presentable
 from gymrl.envs.gym import EnvironmentFault
 from gymrl.envs.records import TaskSpec, stable_hash
 
@@ -63,38 +65,20 @@ _CONFIGS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 """Parameters of the families that cannot do without: `composite` mixes others."""
 
-_ARITHMETIC = re.compile(r"(?!.*\*\*)[\d+\-*/(). ]{1,200}", re.DOTALL)
-_NAMES = "a?(?:sin|cos|tan)h?|sec|csc|cot|exp|log|ln|sqrt|Abs|pi|[A-Za-z]"
-_MATHEMATICS = re.compile(
-    r"(?!.*(?:\*\*|\^)\s*\(?\s*-?\d{3})(?!.*\*\*[^+*/]*\*\*)"  # no towers
-    rf"(?:\b(?:{_NAMES})\b|\b\d{{1,12}}(?:\.\d{{1,12}})?\b|[-+*/^() ]){{1,400}}"
-)
-"""Formulas of known functions and single letters: nothing that sympy's parser could evaluate as a program."""
-_FORMS: dict[str, re.Pattern[str]] = {
-    "complex_arithmetic": re.compile(r"[\d+\-.ij() ]{1,100}"),  # pays for nan
-    "countdown": _ARITHMETIC,  # sympy's parser evaluates Python
-    "puzzle24": _ARITHMETIC,
-    "coin_flip": re.compile(r"\d{1,9}(\.\d{1,12})?|\d{1,9}/\d{1,9}"),
-    "intermediate_integration": _MATHEMATICS,
-    "polynomial_multiplication": _MATHEMATICS,
-    "rush_hour": re.compile(r"([A-Z][+-]\d\s*){1,200}"),
-    "simple_integration": _MATHEMATICS,
-    "gsm_symbolic": re.compile(r"-?\$?\d[\d,]*(\.\d+)?%?"),  # reads the first number in any text
-    "n_queens": re.compile(r"[Q_\s]*"),  # evaluates what is no board
-    "prime_factorization": re.compile(r"\d{1,9}(\s*[×*x]\s*\d{1,9})*"),  # raises on all else
-}
-"""What an answer has to look like before the package's verifier sees it."""
-
-_EXACT = frozenset({"binary_matrix", "game_of_life_halting", "spiral_matrix", "string_insertion"})
-"""Families with one right answer whose verifiers evaluate any other text, or (game_of_life_halting) pay for any text
-where the answer is False; compared here instead."""
-
-_HUGE = re.compile(r"\d[eE][+-]?\d{3,}")  # numbers that fill the memory when they are written out
 MAX_DRAWS = 2000
-TOLERANCE = 1e-4
-"""How far a probability may be off in coin_flip; the package goes on to pay for a first digit in common."""
+RULES = {"propositional_logic": (RULE,)}
+"""What our verdict asks for and the package's question does not say."""
 HELD_OUT = 25
 """Percent of the families that are in no training split where families are split."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What verdicts need: `where` the item is (seed and index in the other process, or data set and item), and the
+    item's `metadata`."""
+
+    where: Any
+    metadata: Mapping[str, Any]
 
 
 class ReasoningTasks:
@@ -125,7 +109,7 @@ class ReasoningTasks:
         return any(name in APART for name in self.families)
 
     def draw(self, task: TaskSpec, rng: random.Random) -> Problem:
-        """A problem of the task's split; `data` is (data set, item), which the verifier needs.
+        """A problem of the task's split; `data` is what the verdict needs.
 
         Raises EnvironmentFault if the package fails, or has no problem for that split.
         """
@@ -141,21 +125,19 @@ class ReasoningTasks:
         EnvironmentFault.
         """
         answer = answer.strip()
-        if problem.kind in _EXACT:
-            return float(answer.split() == problem.answer.split())
-        if answer != problem.answer and not _presentable(problem, answer):
+        own = answer == problem.answer
+        if not own and not presentable(problem.kind, answer, problem.answer):
             return 0.0
         try:
-            score = _judge(problem, answer)
+            return float(_right(problem, answer))
         except EnvironmentFault:
             raise
         except Exception as error:
-            if answer == problem.answer:
+            if own:
                 raise EnvironmentFault(
                     f"reasoning-gym's {problem.kind} cannot judge its own answer"
                 ) from error
             return 0.0
-        return float(score >= 1.0)
 
     def _of_split(self, split: str) -> tuple[str, ...]:
         return tuple(name for name in self.families if held_out(name) == (split != "train"))
@@ -179,18 +161,18 @@ def _problem(family: str, task: TaskSpec) -> Problem:
         if apart:
             row, index = divmod(attempt, ITEMS)
             seed = stable_hash("reasoning-gym", family, task.seed, row) % 2**31
-            item, data = MAKER.item(family, seed, index), (seed, index)
+            item, where = MAKER.item(family, seed, index), (seed, index)
         else:
             seed = stable_hash("reasoning-gym", family, task.seed, attempt)
-            item, data = _made_here(family, seed)
-        question = str(item["question"])
+            item, where = _made_here(family, seed)
+        question = "\n".join([str(item["question"]), *RULES.get(family, ())])
         if not task.owns(f"{family}\n{question}"):
             continue
         solve = SOLVERS.get(family)
         known = str(item["answer"]).strip() if solve is None else solve(item["metadata"]).strip()
-        problem = Problem(question, known, family, data)
-        # Where the answer is one of many that we found ourselves, the verifier has to agree.
-        if solve is None or _judge(problem, known) >= 1.0:
+        problem = Problem(question, known, family, Judged(where, item["metadata"]))
+        # What the oracle will say has to be right: some stored answers are empty, or their verifiers refuse them.
+        if known and _right(problem, known):
             return problem
     raise EnvironmentFault(f"reasoning-gym's {family} has no problem for {task.split} in {MAX_DRAWS} draws")
 
@@ -198,7 +180,7 @@ def _problem(family: str, task: TaskSpec) -> Problem:
 def _made_here(family: str, seed: int) -> tuple[dict[str, Any], Any]:
     """An item, and what its verifier needs."""
     try:
-        with _MAKING:
+        with _MAKING, decimal.localcontext():  # decimal_arithmetic sets the precision of all that follows
             config = _CONFIGS[family]() if family in _CONFIGS else {}
             dataset = create_dataset(family, seed=seed, size=1, **config)
             item: dict[str, Any] = dataset[0]
@@ -207,22 +189,17 @@ def _made_here(family: str, seed: int) -> tuple[dict[str, Any], Any]:
     return item, (dataset, item)
 
 
+def _right(problem: Problem, answer: str) -> bool:
+    """Our verdict where we have one, else the package's. Raises what that raises."""
+    verdict = own_verdict(problem.kind, answer, problem.answer, problem.data.metadata)
+    return _judge(problem, answer) >= 1.0 if verdict is None else verdict
+
+
 def _judge(problem: Problem, answer: str) -> float:
     """What the package's verifier says. Raises what it raises."""
-    if problem.kind == "coin_flip":
-        return float(abs(Fraction(answer) - Fraction(problem.answer)) <= TOLERANCE)
     if problem.kind in APART:
-        seed, index = problem.data
+        seed, index = problem.data.where
         return MAKER.score(problem.kind, seed, index, answer)
-    dataset, item = problem.data
-    return float(dataset.score_answer(answer, item))
-
-
-def _presentable(problem: Problem, answer: str) -> bool:
-    """Whether an answer may be shown to the verifier: of the family's form, and of a size that cannot hurt."""
-    form = _FORMS.get(problem.kind)
-    return (
-        0 < len(answer) <= 1000 + 10 * len(problem.answer)
-        and not _HUGE.search(answer)
-        and (form is None or form.fullmatch(answer) is not None)
-    )
+    dataset, item = problem.data.where
+    with decimal.localcontext():
+        return float(dataset.score_answer(answer, item))

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+from gymrl.envs.code_interpreter.propositions import conclusion
 
 SIDE = 6
 """Squares along a side of a Rush Hour board; the red car A leaves on the right of the third row."""
+
+MOVE = re.compile(r"([A-Z])([+-]\d)")
 
 Car = tuple[int, int, bool]
 """Length, the row or column that it keeps to, and whether it stands upright."""
@@ -19,7 +24,7 @@ def graph_color(metadata: dict[str, Any]) -> str:
 
 
 def propositional_logic(metadata: dict[str, Any]) -> str:
-    return str(metadata["example_answer"])
+    return conclusion(metadata)
 
 
 def rubiks_cube(metadata: dict[str, Any]) -> str:
@@ -47,18 +52,7 @@ def boxnet(metadata: dict[str, Any]) -> str:
 
 def rush_hour(metadata: dict[str, Any]) -> str:
     """A shortest way out, by breadth-first search over where the cars are."""
-    board = str(metadata["board_config"])
-    letters = sorted(set(board) - {"o", "x"})
-    cells = {letter: [i for i, c in enumerate(board) if c == letter] for letter in letters}
-    walls = sum(1 << i for i, c in enumerate(board) if c == "x")
-    cars: list[Car] = []
-    start = []
-    for letter in letters:
-        first, second, *_ = cells[letter]
-        upright = second - first == SIDE
-        cars.append((len(cells[letter]), first % SIDE if upright else first // SIDE, upright))
-        start.append(first // SIDE if upright else first % SIDE)
-    begin = tuple(start)
+    letters, cars, walls, begin = _board(metadata)
     came: dict[tuple[int, ...], tuple[tuple[int, ...], str] | None] = {begin: None}
     waiting = deque([begin])
     while waiting:
@@ -74,6 +68,40 @@ def rush_hour(metadata: dict[str, Any]) -> str:
                 came[after] = (state, f"{letters[car]}{by:+d}")
                 waiting.append(after)
     raise ValueError("this board has no way out")
+
+
+def leaves(answer: str, metadata: Mapping[str, Any]) -> bool:
+    """Whether moves such as `F+2 A-1` can all be made, and the red car is at the exit after them.
+
+    The package passes over moves that cannot be made, and stops a car before what is in its way.
+    """
+    letters, cars, walls, state = _board(metadata)
+    for move in answer.split():
+        found = MOVE.fullmatch(move)
+        if found is None:
+            return False
+        wanted = found[1], int(found[2])
+        after = next((to for to, car, by in _moves(state, cars, walls) if (letters[car], by) == wanted), None)
+        if after is None:
+            return False
+        state = after
+    return state[0] == SIDE - cars[0][0]
+
+
+def _board(metadata: Mapping[str, Any]) -> tuple[list[str], list[Car], int, tuple[int, ...]]:
+    """The cars' letters, the cars, the walls as a mask, and where the cars are."""
+    board = str(metadata["board_config"])
+    letters = sorted(set(board) - {"o", "x"})
+    cells = {letter: [i for i, c in enumerate(board) if c == letter] for letter in letters}
+    walls = sum(1 << i for i, c in enumerate(board) if c == "x")
+    cars: list[Car] = []
+    start = []
+    for letter in letters:
+        first, second, *_ = cells[letter]
+        upright = second - first == SIDE
+        cars.append((len(cells[letter]), first % SIDE if upright else first // SIDE, upright))
+        start.append(first // SIDE if upright else first % SIDE)
+    return letters, cars, walls, tuple(start)
 
 
 def _moves(state: tuple[int, ...], cars: list[Car], walls: int) -> Iterator[tuple[tuple[int, ...], int, int]]:

@@ -1,8 +1,8 @@
 """Garbage gets no reward and is answered in-world: a thousand answers that nobody can mean, for each task family.
 
 The garbage is said as such, and in the form of an answer: what the oracle's last text holds between its marks
-(`<answer>...</answer>`, `\\boxed{...}`, `<<<...>>>`) is replaced. Single fixed answers ("0", "True", "A") may be right
-now and then; one that is right nearly always is a fault too.
+(`<answer>...</answer>`, `\\boxed{...}`, `<<<...>>>`) is replaced. Single fixed answers ("0", "True", "A", and what is
+right for another task) may be right now and then; one that is right nearly always is a fault too.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ CLAIM = "garbage gets no reward"
 TASKS = 25
 """Tasks of a family over which its garbage is spread."""
 CONSTANTS = ("0", "1", "-1", "2", "True", "False", "yes", "no", "Yes", "No", "A", "None", "[]", "{}")
+OTHERS = 5
+"""Tasks whose right answers are given to the other tasks too."""
 CONSTANT_LIMIT = 0.75
 """A fixed answer whose share of wins is surely above this is a way around the task."""
 
@@ -119,7 +121,8 @@ async def _constants(
     """Fixed answers that win nearly every task."""
     if len(tasks) < 20:
         return []
-    for text in play.within(CONSTANTS, settings.seconds / 2, 2):
+    others = [form_of((await winning(env, task))[-1:]).content for task in tasks[:OTHERS]]
+    for text in play.within(dict.fromkeys((*CONSTANTS, *filter(None, others))), settings.seconds / 2, 2):
         wins = total = 0
         for task in tasks:
             await play.reset(env, task)
