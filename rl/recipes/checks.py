@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, get_args
 from gymrl.rl.choices import Adapter
 from gymrl.rl.recipes.models import (
     CurriculumSection,
+    KlSection,
     Part,
     PreferenceSection,
     Recipe,
     RlSection,
+    TokensSection,
     Trainable,
 )
 
@@ -24,6 +26,8 @@ DEFAULTS = RlSection()
 def check(recipe: Recipe) -> None:
     """Raise ValueError with the reason where the recipe's settings do not go together, or a part is not known."""
     _trainable(recipe.learner.trainable)
+    if recipe.sft.tokens is not None:
+        _tokens(recipe.sft.tokens)
     if recipe.sft.data and not Path(recipe.sft.data).is_file():
         raise ValueError(
             f"sft.data = {recipe.sft.data!r}: there is no such file; `gymrl collect` writes one, as JSONL or Parquet"
@@ -44,6 +48,22 @@ def _trainable(t: Trainable) -> None:
             f"learner.trainable.rank, alpha and targets are of adapters, not of {t.name!r}: leave them out, or take "
             f"learner.trainable={', '.join(get_args(Adapter))}"
         )
+    if t.redraw != Trainable().redraw and t.name not in ("half", "lisa"):
+        raise ValueError(
+            f"learner.trainable.redraw is of half and lisa, not of {t.name!r}: leave it out, or take one of them"
+        )
+    if t.layers != Trainable().layers and t.name != "lisa":
+        raise ValueError(
+            f"learner.trainable.layers is of lisa, not of {t.name!r}: leave it out, or take learner.trainable=lisa"
+        )
+
+
+def _tokens(t: TokensSection) -> None:
+    for name, of in (("blank", "masked"), ("key_most", "key")):
+        if getattr(t, name) != getattr(TokensSection(), name) and not getattr(t, of):
+            raise ValueError(
+                f"sft.tokens.{name} is a setting of sft.tokens.{of}: set that one too, or leave it out"
+            )
 
 
 def _preference(p: PreferenceSection) -> None:
@@ -80,6 +100,14 @@ def _rl(recipe: Recipe) -> None:
         raise ValueError(
             "sft.tokens.anchor is of the stage sft, and no part of the loss that rl.sft_weight adds to: leave it out, "
             "and set rl.kl, which holds RL near its start"
+        )
+    if rl.kl is not None and rl.kl.decay != KlSection().decay and rl.kl.ref != "average":
+        raise ValueError(
+            f"rl.kl.decay is of a moving reference, not of rl.kl.ref = {rl.kl.ref!r}: leave it out, or take average"
+        )
+    if rl.overlong is not None and rl.overlong.buffer > rl.overlong.limit:
+        raise ValueError(
+            "rl.overlong.buffer is counted back from rl.overlong.limit: it cannot be more than the limit"
         )
     if rl.curriculum is not None:
         _curriculum(recipe, rl.curriculum)

@@ -46,6 +46,7 @@ _REWARD, _LOSS, _LENGTH, _ENGINE, _TIME, _OTHER = GROUPS
 _KNOWN = {
     "reward": Metric("Reward", "mean of an episode", "", _REWARD, True),
     "success": Metric("Success", "share of episodes", "share", _REWARD, True),
+    "validation": Metric("Validation", "success on held-out tasks", "share", _REWARD),
     "loss": Metric("Loss", "token mean", "", _LOSS, True),
     "entropy": Metric("Entropy", "mean of a token", "nats", _LOSS),
     "margin": Metric("Margin", "success over failure, against the reference", "nats", _LOSS),
