@@ -174,6 +174,13 @@ class GlobalRandom(Sound):
         return self.draw(random)
 
 
+class GlobalRandomNoOracle(GlobalRandom):
+    """The same task leaves the generator in the same state, and there is no oracle to begin it the first time."""
+
+    def oracle(self) -> str:
+        raise NotImplementedError
+
+
 class GlobalNumpy(Sound):
     def step(self, action: Action) -> Any:
         np.random.rand()
@@ -229,6 +236,16 @@ class PaysForOne(Sound):
 
     def score(self, said: str) -> float:
         return 1.0 if said == "0" else super().score(said)
+
+
+class PaysForOtherAnswers(Sound):
+    """Two numbers that sum to what is asked for are right, and so are any two."""
+
+    def score(self, said: str) -> float:
+        return float(len(parts := said.split("+")) == 2 and all(part.isdigit() for part in parts))
+
+    def oracle(self) -> str:
+        return f"<answer>{self.a}+{self.b}</answer>"
 
 
 class PaysForGarbageInOneFamily(Sound):

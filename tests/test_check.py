@@ -75,6 +75,7 @@ FAULTS = {
         "PaysForLength": "garbage gets reward 0.5",
         "PaysForMention": "garbage gets reward 1",
         "PaysForOne": "(always answering '0' wins 25 of 25)",
+        "PaysForOtherAnswers": "(always answering '.+' wins 25 of 25)",
         "PaysForGarbageInOneFamily": "garbage gets reward 1",
         "PaysForWrongCall": "garbage gets reward 1",
         "RaisesOnGarbage": r"step\(\) raised ValueError",
@@ -93,6 +94,7 @@ FAULTS = {
     },
     "globals": {
         "GlobalRandom": "changes random's global generator",
+        "GlobalRandomNoOracle": "changes random's global generator",
         "GlobalNumpy": "changes numpy.random's global generator",
     },
     "loop": {"BlocksTheLoop": r"step\(\) holds up the event loop for 0.1\d* s as runs = 'inline': .*thread"},

@@ -38,6 +38,35 @@ def test_the_faults_of_reasoning_gym_as_published_are_found(family: str, law: st
     assert found.status == "fault" and any(words in fault.what for fault in found.faults), found
 
 
+@pytest.mark.parametrize(
+    ("game", "law", "words"),
+    [
+        (
+            "Countdown-v0",
+            "rewards",
+            "a finite number, not 'Invalid action format",
+        ),  # reason for reward
+        ("Cryptarithm-v0", "rewards", "a finite number, not 'Bad action format"),
+        ("GuessTheNumber-v0", "growth", "each observation repeats the last one"),
+        ("GuessTheNumber-v0", "globals", "changes random's global generator"),
+    ],
+)
+def test_the_faults_of_textarena_as_published_are_found(game: str, law: str, words: str) -> None:
+    pytest.importorskip("textarena")
+    found = check(
+        "published/BareTextArena-v0", {"game": game}, laws=[law], settings=QUICK, isolate=False
+    ).verdict(law)
+    assert found.status == "fault" and any(words in fault.what for fault in found.faults), found
+
+
+def test_textworld_as_published_makes_other_games_in_threads() -> None:
+    pytest.importorskip("textworld")
+    found = check("published/BareTextWorld-v0", laws=["worlds"], settings=QUICK, isolate=False).verdict(
+        "worlds"
+    )
+    assert found.status == "fault" and any("4 threads" in fault.what for fault in found.faults), found
+
+
 @pytest.mark.slow
 def test_our_environment_around_them_passes() -> None:
     families = "leg_counting,game_of_life_halting,complex_arithmetic"

@@ -98,7 +98,7 @@ def _near(tolerance: str) -> Callable[[str, str, Metadata], bool]:
 
 
 def _digits(answer: str, right: str, _: Metadata) -> bool:
-    """Twelve digits are asked for, of which rounding on the way may cost the last two; the package's tolerance is 0.001."""
+    """Twelve digits are asked for, of which rounding on the way may cost the last two; the package takes 0.001."""
     wanted = _number(right)
     return abs(_number(answer) - wanted) <= Decimal("2e-10") * max(Decimal(1), abs(wanted))
 

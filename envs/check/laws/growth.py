@@ -21,6 +21,8 @@ CLAIM = "no growth over many resets"
 WINDOWS = 4
 BYTES, RESIDENT = 512, 16_384
 """Bytes a reset may leave behind, as Python counts its own objects and as the system counts the process."""
+GAMES = 6
+"""Tasks that the random player plays in search of observations that grow: a game may end too early to show it."""
 SLACK = 32
 """Resets of a window whose bytes are not told from those of caches, which hold now longer and now shorter things."""
 
@@ -73,8 +75,12 @@ async def _resets(env: GymEnv, indices: Sequence[int]) -> None:
 
 async def _observations(env: GymEnv, settings: Settings) -> list[Fault]:
     """Whether every observation repeats the one before and adds to it, as one that holds the whole history does."""
-    task = env.task_spec(0)
-    for choose in (play.null, play.at_random):
+    tried = [
+        (0, play.null),
+        *((index % env.world.sizes[env.split], play.at_random) for index in range(GAMES)),
+    ]
+    for index, choose in play.within(tried, settings.seconds / 4, 2):
+        task = env.task_spec(index)
         done = await play.play(env, task, choose, limit=12)
         texts = [observation.text for observation in done.observations[1:]]
         longer = [
@@ -85,6 +91,7 @@ async def _observations(env: GymEnv, settings: Settings) -> list[Fault]:
             sizes = f"{len(texts[0])} characters, then {len(texts[-1])}"
             what = f"each observation repeats the last one and adds to it ({sizes}): send what is new"
             return [Fault(what, task.split, task.index)]
+    task = env.task_spec(0)
     first = (await play.reset(env, task)).text
     for index in play.within(range(1, 11), settings.seconds / 4, 4):
         await play.play(env, env.task_spec(index % env.world.sizes[env.split]), play.at_random, limit=4)
