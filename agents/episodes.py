@@ -43,7 +43,7 @@ def write_jsonl(path: str | Path, episodes: Iterable[Episode]) -> int:
 
 def read_jsonl(path: str | Path) -> Iterator[Episode]:
     """Read episodes. Raises ValueError naming file and line where one is broken."""
-    with Path(path).open(encoding="utf-8") as file:
+    with Path(path).open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -64,8 +64,8 @@ def read_episodes(path: str | Path) -> Iterator[Episode]:
 
 def _converses(path: Path) -> bool:
     """Whether the first line that is not empty is a conversation of others rather than an episode."""
-    with path.open(encoding="utf-8") as file:
-        first = next((line for line in file if line.strip()), "")
+    with path.open("rb") as file:
+        first = next((line for line in file if line.strip()), b"")
     try:
         data = json.loads(first)
     except ValueError:

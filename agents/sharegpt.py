@@ -56,14 +56,17 @@ def read_sharegpt(path: str | Path) -> Iterator[Episode]:
 
 def _entries(path: Path) -> Iterator[tuple[str, int, Any]]:
     if path.suffix == ".json":
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            entries = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON: {error}") from None
         if not isinstance(entries, list):
             raise ValueError(
                 f"{path} is no list of conversations: write one, or a JSON object a line in a .jsonl"
             )
         yield from (("entry", number, lambda entry=entry: entry) for number, entry in enumerate(entries, 1))
         return
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield "line", number, lambda line=line: json.loads(line)

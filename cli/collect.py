@@ -43,7 +43,7 @@ def collect(
     ] = [],  # noqa: B006
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
 ) -> None:
-    """Play tasks and write the episodes: for `gymrl train algo=sft sft.data=FILE`, or for others.
+    """Play tasks and write the episodes: for `gymrl train algo=sft data=FILE`, or for others.
 
     Interrupted (Ctrl-C, or killed), the same command goes on where it was.
     """

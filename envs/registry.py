@@ -108,7 +108,7 @@ def make(env_id: str, *, split: str = "train", render_mode: str | None = None, *
             near = difflib.get_close_matches(name, known, 1, 0.3)
             hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known) or 'none'}."
             raise ValueError(f"{env_id} has no parameter {name!r}: {hint}")
-    hints = _hints(cls)
+    hints = hints_of(cls)
     for name, value in params.items():
         if name in hints and (wanted := misfit(value, hints[name])):
             raise ValueError(f"{env_id}: parameter {name!r} takes {wanted}, not {value!r}")
@@ -170,7 +170,8 @@ _WORDS: dict[Any, tuple[tuple[type, ...], str]] = {
 }  # fmt: skip
 
 
-def _hints(cls: type) -> dict[str, Any]:
+def hints_of(cls: type) -> dict[str, Any]:
+    """The annotations of a class's parameters; none where they cannot be resolved."""
     try:
         return typing.get_type_hints(getattr(cls, "__init__"))  # noqa: B009
     except Exception:  # annotations that name what is not imported say nothing

@@ -43,7 +43,7 @@ class FileProblems:
 
     def __init__(self, path: str, question: str = "", answer: str = "") -> None:
         place = Path(path).expanduser()
-        if not place.exists():
+        if not path or not place.exists():
             raise ValueError(
                 f"problems = {path!r}: there is no such file or folder; name a JSONL file, the folder of a dataset, or "
                 "'procedural'"
@@ -125,16 +125,15 @@ def _rows(file: Path) -> Iterator[tuple[str, Any]]:
                 table = pyarrow.ipc.open_stream(source).read_all()
         yield from ((f"{file}, row {number}", row) for number, row in enumerate(table.to_pylist(), 1))
         return
-    with file.open(encoding="utf-8") as lines:
-        try:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    try:
-                        yield f"{file}, line {number}", json.loads(line)
-                    except ValueError as error:
-                        raise ValueError(f"{file}, line {number}: not JSON ({error})") from None
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{file} is not UTF-8 ({error.reason} at byte {error.start})") from None
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    yield f"{file}, line {number}", json.loads(line)
+                except UnicodeDecodeError as error:
+                    raise ValueError(f"{file}, line {number}: not UTF-8 ({error.reason})") from None
+                except ValueError as error:
+                    raise ValueError(f"{file}, line {number}: not JSON ({error})") from None
 
 
 def _problem(row: Any, where: str, question: str, answer: str) -> Problem:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gymrl.envs.environment import Environment
+from gymrl.envs.registry import hints_of, misfit
 from gymrl.envs.wrappers.base import Wrapper, as_return, settled, with_note
 
 __all__ = ["Wrapper", "as_return", "names", "settled", "specifications", "with_note", "wrap", "wrapper_class"]
@@ -87,6 +88,10 @@ def wrap(world: Environment, wrappers: Sequence[Mapping[str, Any] | str]) -> Env
                     f"the wrapper {table['name']!r} needs {name}: write "
                     f'{{name = "{table["name"]}", {name} = ...}}'
                 )
+        hints = hints_of(cls)
+        for name, value in options.items():
+            if name in hints and (wanted := misfit(value, hints[name])):
+                raise ValueError(f"the wrapper {table['name']!r} takes {wanted} as {name}, not {value!r}")
         try:
             world = cls(world, **options)
         except TypeError as error:

@@ -72,7 +72,8 @@ def parse(data: dict[str, Any], overrides: Iterable[str] = ()) -> Recipe:
         key, sign, value = override.partition("=")
         if not sign or not key:
             raise RecipeError(f"an override is written key.sub=value, not {override!r}")
-        pairs.append((key.strip().split("."), _value(value.strip()), override))
+        name = key.strip()
+        pairs.append((SHORT.get(name, name).split("."), _value(value.strip()), override))
     before = _env_id(data)
     if any(path == ["env", "id"] and value != before for path, value, _ in pairs):
         for section in ("env", "sft"):
@@ -99,6 +100,8 @@ def parse(data: dict[str, Any], overrides: Iterable[str] = ()) -> Recipe:
     return recipe
 
 
+SHORT = {"data": "sft.data"}
+"""Overrides that have a shorter name too."""
 ALGORITHM_KEYS = ("advantage", "credit", "loss", "aggregation", "critic", "prefix")
 """Keys of [rl] that an algorithm's recipe decides: laid over another one, those of the other are forgotten."""
 
