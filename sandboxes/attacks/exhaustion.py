@@ -181,6 +181,64 @@ ATTACKS: dict[str, dict[str, Any]] = {
         if total > (64 << 20):
             got(total >> 20, "MiB")
     """, "limits": SMALL},
+    "memory of the sockets of many processes": {"code": """
+        reader, writer = os.pipe()
+        def fill():
+            pairs = []
+            try:
+                while True:
+                    pairs.append(socket.socketpair())
+            except OSError:
+                pass
+            total = 0
+            for end in (end for pair in pairs for end in pair):
+                end.setblocking(False)
+                try:
+                    while True:
+                        total += end.send(bytes(4096))
+                except OSError:
+                    pass
+            time.sleep(0.5)
+            os.write(writer, struct.pack("<q", total))
+            time.sleep(2)
+        if spread(14, fill):
+            os.close(writer)
+            held = b""
+            while part := os.read(reader, 8):
+                held += part
+                if (total := sum(struct.unpack(f"<{len(held) // 8}q", held))) > (200 << 20):
+                    got(total >> 20, "MiB")
+    """, "limits": SMALL},
+    "memory of file locks": {"code": """
+        import fcntl
+        files, total, end = [], 0, time.monotonic() + 3
+        try:
+            while time.monotonic() < end:
+                files.append(open(f"{len(files)}", "w"))
+                for place in range(4000):
+                    fcntl.lockf(files[-1], fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 2 * place)
+                    total += 1
+                time.sleep(0.02)
+        except OSError:
+            pass
+        if total > 40_000:
+            got(total, "locks")
+        count = 0
+        for number in (37, 38):
+            for place in range(1000):
+                if attempt(fcntl.fcntl, files[0], number, struct.pack("hhqqixxxx", 1, 0, 2 * place, 1, 0)) is None:
+                    break
+                count += 1
+        if count:
+            got(count, "locks of an open file")
+    """, "limits": SMALL},
+    "memory of timers": {"code": """
+        count = 0
+        while count < 100_000 and syscall(222, 107, 1, None, ctypes.byref(ctypes.c_int()))[0] >= 0:
+            count += 1
+        if count > 5000:
+            got(count, "timers")
+    """, "limits": SMALL},
     "endless output": {"code": """
         line = "x" * 65536
         while True: print(line)

@@ -167,4 +167,41 @@ ATTACKS: dict[str, dict[str, Any]] = {
                 if path != "/etc" or os.path.exists("/etc/shadow"):
                     got(path)
     """},
+    "watch who uses the interpreter": {"code": """
+        import fcntl
+        folder = os.path.dirname(os.__file__)
+        fd = libc.inotify_init1(0o4000)
+        if fd >= 0 and libc.inotify_add_watch(fd, folder.encode(), 0xFFF) >= 0:
+            got("inotify")
+        if attempt(fcntl.fcntl, os.open(folder, os.O_RDONLY), 1026, 0x3F) is not None:
+            got("dnotify")
+        if attempt(fcntl.fcntl, os.open(os.__file__, os.O_RDONLY), 1024, 0) is not None:
+            got("a lease")
+    """},
+    "read what an earlier program left in memory": {"code": """
+        answer = "the answer to the question of another episode: 271828"
+        large = ["the answer to the question of another episode: 314159"] * 1000
+    """ + "    # and much more\n    " * 20_000, "follow": """
+        import gc, re
+        libc.sbrk.restype = ctypes.c_void_p
+        libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
+        wanted = re.compile(rb"the question of " + rb"another episode: ([0-9]+)")
+        def look(at):
+            if libc.mincore(at, 4096, ctypes.create_string_buffer(1)):
+                return False
+            if found := wanted.search(ctypes.string_at(at, 4096)):
+                got(found[0])
+            return True
+        at = libc.sbrk(ctypes.c_long(0)) & ~4095
+        while look(at - 4096):
+            at -= 4096
+        for base in {id(thing) & ~0xFFFFF for thing in ([], "a" * 200, b"b" * 200, *gc.get_objects())}:
+            for page in range(256):
+                look(base + 4096 * page)
+        for size in (1 << 18, 1 << 20, 1 << 22):
+            at = id(bytes(size)) & ~4095
+            for page in range(2048):
+                if not look(at + 4096 * page):
+                    break
+    """},
 }  # fmt: skip

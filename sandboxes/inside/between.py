@@ -109,7 +109,7 @@ class Between:
         assert self.current is not None
         head = os.pread(self.page, protocol.REQUEST.size, protocol.HEAD)
         timeout, memory, file_size, disk, processes, output, _ = protocol.REQUEST.unpack(head)
-        request = Request(protocol.TURN, [], timeout, memory, file_size, disk, processes, output, b"")
+        request = Request(protocol.TURN, [], timeout, memory, file_size, disk, processes, output, bytearray())
         poller = select.poll()
         poller.register(self.current.channel, select.POLLIN)
         poller.register(self.zygote.control, select.POLLIN)

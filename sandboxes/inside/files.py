@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 
 from gymrl.sandboxes.inside import syscalls as sc
+from gymrl.sandboxes.inside.protocol import Passing
 
 DEEPEST = 3000
 """Characters of a path below the folder; what lies deeper is not remembered."""
@@ -24,7 +25,7 @@ class Entry:
     mode: int
     changed: int
     key: tuple[int, int, int]
-    content: bytes | str | None
+    content: Passing | str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,11 @@ def _entry(folder: int, name: str, before: Entry | None) -> Entry | None:
     with open(
         os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder), "rb"
     ) as file:
-        return Entry(mode, info.st_mtime_ns, key, file.read())
+        content = Passing(info.st_size)
+        size = file.readinto(content)
+        if size < len(content):
+            del content[size:]
+        return Entry(mode, info.st_mtime_ns, key, content)
 
 
 def put(path: str, tree: Tree, own: Callable[[int | str, int | None], None]) -> Tree:
@@ -204,6 +209,6 @@ def make(folder: int, name: str, entry: Entry, own: Callable[[int | str, int | N
         with open(os.open(name, flags, 0o600, dir_fd=folder), "wb") as file:
             file.write(entry.content)
     own(name, folder)
-    if isinstance(entry.content, bytes):
+    if isinstance(entry.content, Passing):
         os.chmod(name, entry.mode, dir_fd=folder)
         os.utime(name, ns=(entry.changed, entry.changed), dir_fd=folder)

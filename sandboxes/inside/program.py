@@ -26,6 +26,7 @@ from resource import (
     RLIMIT_MSGQUEUE,
     RLIMIT_NOFILE,
     RLIMIT_NPROC,
+    RLIMIT_SIGPENDING,
     getrlimit,
     setrlimit,
 )  # fmt: skip
@@ -68,6 +69,11 @@ HARD = {
 """The worker's own hard limits, which a program's cannot be above."""
 
 
+MOST = {RLIMIT_CORE: 1, RLIMIT_MEMLOCK: 0, RLIMIT_MSGQUEUE: 0, RLIMIT_SIGPENDING: 256}
+"""What the worker and every program may have of each. A core of one byte is none, and unlike none at all it keeps the
+kernel from starting the host's program for cores. Pending signals are timers, too."""
+
+
 def limits(memory: int, file_size: int, processes: int | None, cpu: int) -> tuple[tuple[int, int], ...]:
     """The rlimits of a program, soft and hard. processes: None where they cannot be counted; cpu: 0 for no limit."""
     wanted = [(RLIMIT_NOFILE, OPEN_FILES), (RLIMIT_FSIZE, file_size), (RLIMIT_AS, memory)]
@@ -81,8 +87,8 @@ def limits(memory: int, file_size: int, processes: int | None, cpu: int) -> tupl
 def harden() -> None:
     """Of the worker, once: the limits that are the same for every program and that the worker needs no more than they.
     What it imported for itself is forgotten, and what programs find as `__main__` is there."""
-    for kind in (RLIMIT_CORE, RLIMIT_MEMLOCK, RLIMIT_MSGQUEUE):
-        setrlimit(kind, (0, 0))
+    for kind, most in MOST.items():
+        setrlimit(kind, (most, most))
     for name in [name for name in sys.modules if name.partition(".")[0] == "gymrl"]:
         del sys.modules[name]
     sys.modules["__main__"] = MAIN
@@ -93,7 +99,7 @@ def harden() -> None:
 
 def confine(bounds: Confinement, fds: list[int]) -> int:
     """Give up everything but the given stdout, stderr and channel. Returns the listener for questions, or 0."""
-    os.setpgid(0, 0)
+    os.setsid()
     for target, fd in enumerate(fds, 1):
         os.dup2(fd, target, inheritable=target < CHANNEL)
     for kind, value in bounds.limits:
@@ -175,7 +181,7 @@ def finish(status: int) -> NoReturn:
     os._exit(status)
 
 
-def program(source: bytes) -> NoReturn:
+def program(source: bytearray) -> NoReturn:
     """Run a whole program and exit."""
     regain()
     text = source.decode("utf-8", "surrogatepass")

@@ -68,6 +68,29 @@ def receive(source: socket.socket, size: int) -> bytes:
     return bytes(whole)
 
 
+def receive_into(source: socket.socket, place: bytearray | memoryview) -> bool:
+    """Fill a buffer, and leave no copy in this process's memory; whether the other end did not close before."""
+    view = memoryview(place)
+    while view:
+        size = source.recv_into(view)
+        if not size:
+            return False
+        view = view[size:]
+    return True
+
+
+def forget(place: bytearray | memoryview) -> None:
+    """Overwrite a buffer: what is forked next would find it in its memory."""
+    place[:] = bytes(len(place))
+
+
+class Passing(bytearray):
+    """Bytes that are overwritten when they are not needed any more, like the rest of what `forget` is for."""
+
+    def __del__(self) -> None:
+        forget(self)
+
+
 def receive_fds(source: socket.socket, size: int, most: int) -> tuple[bytes, list[int]]:
     """Up to so many bytes, and the descriptors that ride on the first of them."""
     data, notes, _, _ = source.recvmsg(size, socket.CMSG_SPACE(4 * most))

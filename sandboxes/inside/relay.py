@@ -13,6 +13,8 @@ import socket
 import struct
 import threading
 
+from gymrl.sandboxes.inside import protocol
+
 FRAME = struct.Struct("<cIII")
 """kind, channel, number of channels that are opened (SAY only), length of the data that follow."""
 HELLO, SAY, DATA, END = b"!", b"c", b"d", b"."
@@ -23,10 +25,24 @@ OPENED = struct.Struct("<I?")
 PART = 2**16
 
 
-def write(fd: int, data: bytes) -> None:
+def write(fd: int, data: bytes | bytearray | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
+
+
+def fill(fd: int, place: bytearray) -> bool:
+    """Fill a buffer, and leave no copy in this process's memory; whether the stream did not end before."""
+    view = memoryview(place)
+    try:
+        while view:
+            size = os.readv(fd, [view])
+            if not size:
+                return False
+            view = view[size:]
+        return True
+    finally:
+        view.release()
 
 
 def read(fd: int, size: int) -> bytes:
@@ -47,6 +63,7 @@ class Relay:
         self._lock = threading.Lock()
         self._outputs: dict[int, int] = {}  # by descriptor: the channel
         self._inputs: dict[int, int] = {}  # by channel: the descriptor
+        self._part = memoryview(bytearray(PART))
         self._called, self._call = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def start(self) -> None:
@@ -61,12 +78,16 @@ class Relay:
         try:
             while len(head := read(self.source, FRAME.size)) == FRAME.size:
                 kind, channel, opened, size = FRAME.unpack(head)
-                data = read(self.source, size)
+                data = bytearray(size)
+                if not fill(self.source, data):
+                    break
                 if kind == SAY:
                     self._say(data, opened)
+                    protocol.forget(data)
                 elif kind == DATA and channel in self._inputs:
                     with contextlib.suppress(BrokenPipeError):
                         write(self._inputs[channel], data)
+                    protocol.forget(data)
                 elif kind == END and channel in self._inputs:
                     os.close(self._inputs.pop(channel))
         except OSError:
@@ -74,7 +95,7 @@ class Relay:
         with contextlib.suppress(OSError):
             self.near.shutdown(socket.SHUT_RDWR)  # the worker takes it for its caller's end
 
-    def _say(self, data: bytes, opened: int) -> None:
+    def _say(self, data: bytearray, opened: int) -> None:
         theirs = []
         for i in range(opened):
             channel, writes = OPENED.unpack_from(data, i * OPENED.size)
@@ -86,15 +107,17 @@ class Relay:
                     self._outputs[reader] = channel
             else:
                 self._inputs[channel] = writer
-        data = data[opened * OPENED.size :]
-        sent = socket.send_fds(self.near, [data], theirs) if theirs else 0
-        for fd in theirs:
-            os.close(fd)
-        os.write(self._call, b"1")
-        self.near.sendall(data[sent:])
+        with memoryview(data)[opened * OPENED.size :] as said:
+            sent = socket.send_fds(self.near, [said], theirs) if theirs else 0
+            for fd in theirs:
+                os.close(fd)
+            os.write(self._call, b"1")
+            with said[sent:] as rest:
+                self.near.sendall(rest)
 
     def _up(self) -> None:
         """From the worker to the stream. What a run printed goes before its outcome."""
+        buffer = memoryview(bytearray(PART))
         while True:
             poller = select.poll()
             with self._lock:
@@ -105,28 +128,35 @@ class Relay:
             try:
                 if self._called in ready:
                     os.read(self._called, PART)
-                said = self.near.recv(PART) if self.near.fileno() in ready else None
+                heard = self.near.recv_into(buffer) if self.near.fileno() in ready else None
+                said = None if heard is None else buffer[:heard]
                 if said is not None:
                     with self._lock:
                         outputs = list(self._outputs)
                 for fd in outputs if said is not None else ready.intersection(outputs):
                     self._pass(fd, 64 if said is not None else 1)
-                if said == b"":
+                if heard == 0:
                     return
                 if said:
-                    write(self.sink, FRAME.pack(SAY, 0, 0, len(said)) + said)
+                    self._frame(SAY, 0, said)
             except OSError:
                 return
+
+    def _frame(self, kind: bytes, channel: int, data: memoryview) -> None:
+        """Pass on what is in a buffer, and forget it."""
+        write(self.sink, FRAME.pack(kind, channel, 0, len(data)))
+        write(self.sink, data)
+        protocol.forget(data)
 
     def _pass(self, fd: int, times: int) -> None:
         channel = self._outputs[fd]
         for _ in range(times):
             try:
-                data = os.read(fd, PART)
+                size = os.readv(fd, [self._part])
             except BlockingIOError:
                 return
-            write(self.sink, FRAME.pack(DATA if data else END, channel, 0, len(data)) + data)
-            if not data:
+            self._frame(DATA if size else END, channel, self._part[:size])
+            if not size:
                 with self._lock:
                     del self._outputs[fd]
                 os.close(fd)

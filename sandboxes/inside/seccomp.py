@@ -57,8 +57,9 @@ ABOUT = (
     "sched_rr_get_interval",
 )
 """Questions about a process, by its id."""
-FCNTL = (8, 10, 15, 1031)
-"""Owner, signal and owner again of a descriptor, size of a pipe."""
+FCNTL = (8, 10, 15, 37, 38, 1024, 1026, 1031)
+"""Owner, signal and owner again of a descriptor; locks that no count by process shows; leases, and news of a folder,
+which may be the host's; size of a pipe."""
 
 
 def names_and(*options: int) -> tuple[Check, ...]:
@@ -78,7 +79,7 @@ def policy(alone: bool, clone: Literal["allow", "deny", "ask"], shared_memory: b
         numbers.IO, numbers.FILES, numbers.MEMORY, numbers.SIGNALS, numbers.PROCESS, numbers.TIME, numbers.SOCKETS,
     ]  # fmt: skip
     if alone:
-        groups += [numbers.MODES, numbers.OWNERS, numbers.NAMES, numbers.NOTIFY, numbers.OTHERS]
+        groups += [numbers.MODES, numbers.OWNERS, numbers.NAMES, numbers.OTHERS]
     if clone == "allow":
         groups.append(numbers.CHILDREN)
     verdicts: dict[str, int | tuple[Check, ...]] = {}

@@ -34,9 +34,8 @@ PATIENCE = 5.0
 LOOP = r"""
 __gymrl_back() { return "$1"; }
 __gymrl_status=0
-while { IFS= builtin read -r -u 100 __gymrl_size && IFS= builtin read -r -N "$__gymrl_size" -u 100 __gymrl_text; } \
-    2>/dev/null; do
-  { builtin printf -v __gymrl_text %b "$__gymrl_text"; } 2>/dev/null
+while { IFS= builtin read -r -u 100 __gymrl_size && IFS= builtin read -r -N "$__gymrl_size" -u 100 __gymrl_text && {
+    builtin printf -v __gymrl_text %b "$__gymrl_text" || :; }; } 2>/dev/null; do
   __gymrl_back "$__gymrl_status"
   builtin eval "$__gymrl_text" 100>&-
   { __gymrl_status=$?; builtin disown -a; builtin printf '%d\0%s\0' "$__gymrl_status" "$PWD" >&100; } 2>/dev/null
@@ -134,7 +133,7 @@ class Shell:
             status = -signal.SIGKILL
         return Outcome(cause, status, lost=not self.start_again()), nonce
 
-    def send(self, bash: Bash, command: bytes, end: float) -> None:
+    def send(self, bash: Bash, command: bytes | bytearray, end: float) -> None:
         """Raises OSError where the bash does not read."""
         text = b"".join(_ESCAPES[byte] for byte in command)
         data = b"%d\n" % len(text) + text
@@ -289,7 +288,8 @@ class Shell:
         """Read or write a file in a confined child: a program may have put a link there. The status is an errno."""
         (length,) = protocol.PATH.unpack_from(request.code)
         start = protocol.PATH.size
-        path, data = os.fsdecode(request.code[start : start + length]), request.code[start + length :]
+        code = bytes(request.code)
+        path, data = os.fsdecode(code[start : start + length]), code[start + length :]
 
         def work() -> NoReturn:
             try:

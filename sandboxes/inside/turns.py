@@ -40,6 +40,7 @@ class Turns(Between):
         self.asking: list[Questions] = []
         self.first: Request | None = None
         self.made = 0
+        self.buffer = memoryview(bytearray(2**16))
         self.done: Held | None = None
 
     def carry_out(self, request: Request) -> tuple[Outcome, bytes]:
@@ -74,7 +75,7 @@ class Turns(Between):
 
     def turn(self, request: Request) -> tuple[Outcome, bytes]:
         """Run the code. Its first byte says whether a checkpoint is taken; there is none where the caller has begun."""
-        checkpoint, code = request.code[:1] == b"c", request.code[1:]
+        checkpoint, code = request.code[:1] == b"c", memoryview(request.code)[1:]
         base = self.current
         assert base is not None
         runs = base
@@ -86,6 +87,8 @@ class Turns(Between):
                 self.drop_spare()
             if request.kind == protocol.TURN:
                 self.order(runs.channel, protocol.RUN, len(code), code, request.timeout)
+            code.release()
+            protocol.forget(request.code)
         except (Lost, OSError) as error:
             return self.start_again(str(error)), self.zygote.exactly(protocol.NONCE)
         nonce = self.zygote.exactly(protocol.NONCE)
@@ -171,41 +174,56 @@ class Turns(Between):
         raise Lost("the session's process cannot be forked")
 
     def order(
-        self, channel: socket.socket, kind: bytes, size: int, body: bytes = b"", timeout: float = 5.0
+        self,
+        channel: socket.socket,
+        kind: bytes,
+        size: int,
+        body: bytes | memoryview = b"",
+        timeout: float = 5.0,
     ) -> None:
         """Raises OSError where the process does not read."""
-        data = protocol.ORDER.pack(kind, size) + body
-        try:  # noqa: SIM105
-            data = data[channel.send(data, socket.MSG_DONTWAIT) :]
+        head = protocol.ORDER.pack(kind, size)
+        try:
+            sent = channel.sendmsg([head, body], [], socket.MSG_DONTWAIT)
         except BlockingIOError:
-            pass
-        if data:
+            sent = 0
+        if sent < len(head) + len(body):
             channel.settimeout(min(timeout, PATIENCE))
-            channel.sendall(data)
+            channel.sendall(head[sent:])
+            channel.sendall(body[max(0, sent - len(head)) :])
             channel.settimeout(None)
 
     def reply(self, channel: socket.socket, most: int, end: float) -> Outcome | None:
         """The reply to a turn; None where the process died or says what it should not."""
-        length = protocol.REPLY.size
+        length, there, buffer = protocol.REPLY.size, 0, self.buffer
         try:
-            data = channel.recv(2**16, socket.MSG_DONTWAIT)
-            if data and len(data) < length:
+            there = channel.recv_into(buffer, 0, socket.MSG_DONTWAIT)
+            if 0 < there < length:
                 channel.settimeout(max(0.01, end - time.monotonic()))
-                data += protocol.receive(channel, length - len(data))
-            if len(data) < length:
+                there = length if protocol.receive_into(channel, buffer[there:length]) else 0
+            if there < length:
                 return None
-            kind, status, size = protocol.REPLY.unpack(data[:length])
+            kind, status, size = protocol.REPLY.unpack_from(buffer)
             if kind not in (protocol.DONE, protocol.LEFT) or size > protocol.LONGEST:
                 return None
-            value = data[length : length + size]  # what comes after it was not asked for
-            if len(value) < size:
+            have = min(size, there - length)  # what comes after was not asked for
+            value = protocol.Passing(size)
+            value[:have] = buffer[length : length + have]
+            if have < size:
                 channel.settimeout(max(0.01, end - time.monotonic()))
-                value += protocol.receive(channel, size - len(value))
+                with memoryview(value)[have:] as rest:
+                    if not protocol.receive_into(channel, rest):
+                        return None
             if channel.gettimeout() is not None:
                 channel.settimeout(None)
         except OSError:
             return None
-        return Outcome(kind, status, False, value[:most]) if len(value) == size else None
+        finally:
+            protocol.forget(buffer[:there])
+        if size > most:
+            value[most:] = bytes(size - most)
+            del value[most:]
+        return Outcome(kind, status, False, value)
 
     def fate(self, runs: Held, base: Held | None, cause: bytes) -> int:
         """Kill the process of a turn if it lives; its exit status, by the word of its parent where it is not ours."""

@@ -10,6 +10,10 @@ import time
 from collections.abc import Collection
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
+LOCKS = 4096
+"""File locks that a run may hold."""
+SOCKETS, SOCKET = 64, 2**18
+"""Sockets of a run that do not count, and the bytes that each one more counts for, since so much may wait in it."""
 
 
 class Watch:
@@ -96,7 +100,33 @@ class Watch:
 
     def used(self, pids: Collection[int]) -> int:
         """The same beyond what each process had when it was forked from this one."""
-        return max(0, self.memory(pids) - len(pids) * self.baseline)
+        waiting = max(0, self.sockets() - SOCKETS) * SOCKET
+        return max(0, self.memory(pids) - len(pids) * self.baseline) + waiting
+
+    def lines(self, path: str, most: int) -> list[bytes]:
+        """Of a file of /proc, from the first on; none where there is no such file."""
+        text = b""
+        with contextlib.suppress(OSError):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.proc)
+            try:
+                while len(text) < most * 64 and (part := os.read(fd, 65536)):
+                    text += part
+            finally:
+                os.close(fd)
+        return text.splitlines()
+
+    def locks(self, pids: Collection[int]) -> int:
+        """File locks that these processes hold, which are memory of the kernel's; where /proc is the host's, of the
+        first ones there are."""
+        lines = self.lines("locks", 2 * LOCKS)
+        if self.alone:
+            return len(lines)
+        owners = {str(pid).encode() for pid in pids}
+        return sum(len(words) > 4 and words[4] in owners for words in map(bytes.split, lines))
+
+    def sockets(self) -> int:
+        """Unix sockets of a run that has a network namespace of its own."""
+        return len(self.lines("self/net/unix", 4096)) if self.alone else 0
 
     def struck(self) -> bool:
         """Whether the kernel has killed a process for memory since this was last asked."""

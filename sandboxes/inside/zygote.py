@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import sys
 import time
 from collections.abc import Callable, Collection
@@ -19,9 +20,9 @@ from typing import NoReturn
 
 from gymrl.sandboxes.inside import files, protocol, questions
 from gymrl.sandboxes.inside.program import confine, harden, program, session
-from gymrl.sandboxes.inside.protocol import receive_fds
+from gymrl.sandboxes.inside.protocol import Passing, receive_fds
 from gymrl.sandboxes.inside.tiers import Tier
-from gymrl.sandboxes.inside.watch import Watch
+from gymrl.sandboxes.inside.watch import LOCKS, Watch
 
 INSPECT_EVERY = 0.04
 """Seconds between looks at the processes, the memory and the files of a run."""
@@ -38,7 +39,8 @@ class Request:
     disk: int
     processes: int
     output: int
-    code: bytes
+    code: bytearray
+    """To be forgotten once it is where it belongs: the next program is a copy of this process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class Outcome:
     cause: bytes
     status: int
     lost: bool = False
-    value: bytes = b""
+    value: bytes | Passing = b""
 
 
 class Zygote:
@@ -96,7 +98,9 @@ class Zygote:
                 break
         data += self.exactly(1 + protocol.REQUEST.size - len(data))
         timeout, memory, file_size, disk, processes, output, size = protocol.REQUEST.unpack_from(data, 1)
-        kind, code = data[:1], self.exactly(size)
+        kind, code = data[:1], bytearray(size)
+        if not protocol.receive_into(self.control, code):
+            self.leave()
         return Request(kind, fds, timeout, memory, file_size, disk, processes, output, code)
 
     def answer(self, outcome: Outcome, nonce: bytes, start: float, give: socket.socket | None = None) -> None:
@@ -104,13 +108,15 @@ class Zygote:
         head = protocol.OUTCOME.pack(
             outcome.cause, outcome.status, time.monotonic() - start, outcome.lost, len(outcome.value), nonce
         )
-        if give is None:
-            self.control.sendall(head + outcome.value)
-            return
-        with give:
-            whole = head + outcome.value
-            sent = socket.send_fds(self.control, [whole], [give.fileno()])
-            self.control.sendall(whole[sent:])
+        notes = []
+        if give is not None:
+            notes.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("=i", give.fileno())))
+        with give or contextlib.nullcontext():
+            sent = self.control.sendmsg([head, outcome.value], notes)
+        if sent < len(head) + len(outcome.value):
+            self.control.sendall(head[sent:])
+            with memoryview(outcome.value)[max(0, sent - len(head)) :] as rest:
+                self.control.sendall(rest)
 
     def exactly(self, size: int) -> bytes:
         data = protocol.receive(self.control, size)
@@ -176,6 +182,7 @@ class Zygote:
         self.tier.begin()
         start = time.monotonic()
         pid = self.spawn(request, request.fds)
+        protocol.forget(request.code)
         nonce = self.exactly(protocol.NONCE)
         for fd in request.fds:
             os.close(fd)
@@ -249,7 +256,7 @@ class Zygote:
         pids = [pid for pid in self.watch.processes() if pid not in keep]
         if len(pids) > request.processes:
             return protocol.PROCESSES
-        if self.watch.struck() or self.watch.used(pids) > request.memory:
+        if self.watch.struck() or self.watch.used(pids) > request.memory or self.watch.locks(pids) > LOCKS:
             return protocol.MEMORY
         if self.tier.filled(self.watch, pids) > request.disk:
             return protocol.DISK
