@@ -1,9 +1,9 @@
 """Time limits for an environment's answers that do not run while it waits for its turn.
 
 A caller that grants an environment some seconds writes `async with within(seconds)` in the place of
-`asyncio.timeout`. A world that lets only a few of its calls run at once (the pages of one browser, the starts of
-servers) holds the limit with `turn = wait_turn()` until the call's own work begins, and then says `turn.begun()`; so
-that a call is not late because others were before it.
+`asyncio.timeout`. A world that lets only a few of its calls run at once (the pages of one browser, the resets in one
+worker process, the starts of servers) holds the limit with `turn = wait_turn()` until the call's own work begins, and
+then says `turn.begun()`; so that a call is not late because others were before it.
 """
 
 from __future__ import annotations

@@ -147,6 +147,8 @@ class _Server:
         task.add_done_callback(self.tasks.discard)
 
     async def answer(self, number: int, method: str, work: Any) -> None:
+        if method == "reset":
+            self.say(frame((number, None, None)))  # it begins
         try:
             message = _told(number, method, await work)
         except (Exception, asyncio.CancelledError) as error:

@@ -22,6 +22,7 @@ import threading
 import time
 from typing import Any
 
+from gymrl.envs.deadlines import Turn, wait_turn
 from gymrl.envs.gym import EnvironmentFault, StepResult
 from gymrl.envs.records import Action, Observation, TaskSpec
 from gymrl.envs.registry import entry
@@ -42,7 +43,7 @@ class Worker:
         """Why the process is gone; '' while it is there."""
         self._stall_seconds = stall_seconds
         self._ids = itertools.count(1)
-        self._waiting: dict[int, tuple[asyncio.Future[Any], str]] = {}
+        self._waiting: dict[int, tuple[asyncio.Future[Any], str, Turn | None]] = {}
         self._lock = threading.Lock()
         self._wire = Wire(self._answered, self._failed)
         self._heard, self._limit = time.monotonic(), max(START_SECONDS, stall_seconds)
@@ -52,9 +53,9 @@ class Worker:
         self.thread = threading.Thread(target=self._live, name="gymrl-env-worker", daemon=True)
         self.thread.start()
 
-    async def call(self, what: str, method: str, *args: Any) -> Any:
-        """Run `method` in the process; `what` names it in the reason if the process dies over it. Raises what it
-        raises there, or EnvironmentFault if the process dies."""
+    async def call(self, what: str, method: str, *args: Any, turn: Turn | None = None) -> Any:
+        """Run `method` in the process; `what` names it in the reason if the process dies over it, and `turn` is told
+        when its reset begins. Raises what it raises there, or EnvironmentFault if the process dies."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         number = next(self._ids)
@@ -62,7 +63,7 @@ class Worker:
         with self._lock:
             if self.dead:
                 raise EnvironmentFault(f"{what}: {self.dead}")
-            self._waiting[number] = (future, what)
+            self._waiting[number] = (future, what, turn)
         self._wire.listen(loop)
         self._wire.send(message)
         return await future
@@ -122,12 +123,17 @@ class Worker:
                 self.kill(f"said nothing for {self._limit:g} s and was killed")
         self._wire.read()
 
-    def _answered(self, message: tuple[int, bool, Any]) -> None:
-        """A message of the process, on whatever thread has read it."""
+    def _answered(self, message: tuple[int, bool | None, Any]) -> None:
+        """A message of the process, on whatever thread has read it; `ok` is None where work only begins."""
         number, ok, value = message
         self._heard, self._limit = time.monotonic(), self._stall_seconds
         with self._lock:
-            future, _ = self._waiting.pop(number, (None, ""))
+            if ok is None:
+                turn = self._waiting[number][2] if number in self._waiting else None
+                if turn is not None:
+                    turn.begun()
+                return
+            future, _, _ = self._waiting.pop(number, (None, "", None))
         if future is not None:
             _settle(future, value if ok else None, None if ok else _error(*value))
 
@@ -143,7 +149,7 @@ class Worker:
             self.dead = reason or "the worker process is gone"
             waiting, self._waiting = self._waiting, {}
         self._wire.close()
-        for future, what in waiting.values():
+        for future, what, _ in waiting.values():
             _settle(future, None, EnvironmentFault(f"{what}: {self.dead}"))
 
 
@@ -191,11 +197,22 @@ class ProcessHandle:
         self.worker, self.env_id, self.key = worker, env_id, key
         self._closed = False
 
+    @property
+    def dead(self) -> str:
+        """Why its process is gone; '' while it is there."""
+        return self.worker.dead
+
     async def _call(self, method: str, *args: Any) -> Any:
         return await self.worker.call(f"{self.env_id}.{method}", method, self.key, *args)
 
     async def reset(self, task: TaskSpec) -> tuple[Observation, dict[str, Any]]:
-        return await self._call("reset", task)  # type: ignore[no-any-return]
+        # The worker has other episodes, whose resets may take long; no deadline runs before this one's turn.
+        turn = wait_turn()
+        try:
+            what = f"{self.env_id}.reset"
+            return await self.worker.call(what, "reset", self.key, task, turn=turn)  # type: ignore[no-any-return]
+        finally:
+            turn.begun()
 
     async def step(self, action: Action) -> StepResult:
         return await self._call("step", action)  # type: ignore[no-any-return]

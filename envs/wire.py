@@ -40,6 +40,8 @@ def take_frames(buffer: bytearray) -> Iterator[Any]:
 class Ear:
     """A descriptor of the wire that one event loop listens on. It is closed at the latest with its loop."""
 
+    fd = -1
+
     def __init__(self, fd: int) -> None:
         self.fd = os.dup(fd)
 
@@ -80,8 +82,9 @@ class Wire:
         with self._reading:
             if self.ended:
                 return
-            for closed in [each for each in self._ears if each.is_closed()]:
-                self._ears.pop(closed).close()
+            for other in list(self._ears):
+                if other.is_closed():
+                    self._ears.pop(other).close()
             ear = self._ears[loop] = Ear(self.socket.fileno())
         loop.add_reader(ear.fd, self._heard, loop)
 

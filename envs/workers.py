@@ -227,8 +227,13 @@ class EnvPool:
         return handle
 
     async def take(self) -> EnvHandle:
-        """A handle that was given back, else a fresh one."""
-        return self._idle.pop() if self._idle else await self.open()
+        """A handle that was given back, and whose process still lives, else a fresh one."""
+        while self._idle:
+            handle = self._idle.pop()
+            if not getattr(handle, "dead", ""):
+                return handle
+            await self.release(handle)
+        return await self.open()
 
     def give(self, handle: EnvHandle) -> None:
         """Keep a handle for the next `take`; its environment is reset before it is used again."""

@@ -19,11 +19,12 @@ import pytest
 
 from gymrl.envs import Action, Environment, EnvironmentFault, TaskSpec, register
 from gymrl.envs.blame import where
+from gymrl.envs.deadlines import within
 from gymrl.envs.processes import ProcessPool
 from gymrl.envs.workers import EnvPool
 
 TOYS = """
-import asyncio, os, signal, sys
+import asyncio, os, signal, sys, time
 from gymrl.envs import Environment
 
 class Unpicklable(Exception):
@@ -37,6 +38,8 @@ class Toy(Environment):
         self.word = word
     def reset(self):
         self.steps = 0
+        if self.word == "slow":
+            time.sleep(0.3)
         return f"{self.word} {self.rng.randrange(10**9)}"
     def step(self, action):
         self.steps += 1
@@ -187,6 +190,21 @@ async def test_a_world_that_awaits_is_not_taken_for_one_that_hangs(toys: str) ->
     await pool.aclose()
 
 
+async def test_a_deadline_does_not_run_while_others_in_the_worker_are_reset(toys: str) -> None:
+    pool = ProcessPool(1)
+    handles = [await pool.open(toys, {"word": "slow"}) for _ in range(12)]
+
+    async def reset(number: int) -> None:
+        async with within(2.0):
+            await handles[number].reset(task(number, word="slow"))
+
+    await asyncio.gather(*map(reset, range(12)))  # 3.6 s in all
+    with pytest.raises(TimeoutError):
+        async with within(0.1):
+            await handles[0].reset(task(word="slow"))
+    await pool.aclose()
+
+
 async def test_messages_larger_than_the_pipe_keep_their_order(toys: str) -> None:
     pool = ProcessPool(1)
     handles = [await pool.open("test/Toy-v0", {}) for _ in range(6)]
@@ -314,6 +332,21 @@ async def test_env_pool_counts_and_closes_process_handles(toys: str) -> None:
     await pool.release(handles[0])
     await pool.aclose()
     assert (pool.opened, pool.closed) == (3, 3)
+
+
+async def test_handles_that_were_given_back_to_a_worker_that_died_are_not_lent_again(toys: str) -> None:
+    pool = EnvPool(toys, {}, workers=2)
+    handles = [await pool.take() for _ in range(4)]
+    for handle in handles:
+        pool.give(handle)
+    dead = handles[3].worker  # type: ignore[attr-defined]
+    os.kill(dead.pid, signal.SIGKILL)
+    dead.thread.join()
+    lent = [await pool.take() for _ in range(4)]
+    for handle in lent:
+        await handle.reset(pool.task("train", 0))
+    await pool.aclose()
+    assert pool.opened == pool.closed == 6
 
 
 def test_workers_die_with_a_parent_that_is_killed(toys: str, tmp_path: Path) -> None:

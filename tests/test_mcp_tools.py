@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -317,6 +318,24 @@ def test_processes_are_fresh_or_kept_and_end_with_the_environment(tmp_path):
         assert (first == second) is same and (same or gone(first))
         env.close()
         assert gone(second)
+
+
+def test_a_server_ends_with_its_loop_and_another_loop_gets_another(tmp_path):
+    env = make(ID, tasks=tasks(tmp_path, TASK), server=ODD, fresh=False)
+    spec = env.task_spec(0, "train")
+
+    async def begin() -> int:
+        await env.areset(spec)
+        return int((await env.astep(call("pid"))).observation.text)
+
+    first = asyncio.run(begin())
+    assert gone(first)
+    with pytest.raises(EnvironmentFault, match="is gone"):
+        asyncio.run(env.astep(call("pid")))
+    second = env.reset(options={"index": 0}) and int(env.step(call("pid"))[0].text)
+    assert asyncio.run(begin()) == second  # there and back, as the loop of synchronous calls lives on
+    env.close()
+    assert gone(second) and len(set(counts())) == 1
 
 
 @pytest.mark.slow

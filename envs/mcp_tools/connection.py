@@ -1,4 +1,4 @@
-"""Connections to MCP servers: all of a process live on one event loop, in a thread of its own, and work from any."""
+"""Connections to MCP servers. Each lives on the event loop that opened it, and works from any."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import sys
 import tempfile
 import threading
 from collections.abc import Coroutine, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import IO, Any, TypeVar, cast
+from weakref import WeakKeyDictionary
 
+from gymrl.envs.deadlines import Turn, wait_turn
 from gymrl.envs.gym import EnvironmentFault
 from gymrl.envs.mcp_tools.headers import sent_headers, without, without_deep
 from gymrl.envs.mcp_tools.records import ServerSpec, Use
@@ -55,37 +56,46 @@ class Outcome:
     images: tuple[bytes, ...] = ()
 
 
-class _Loop:
-    """The loop of the connections, started when it is first needed; it ends with the process."""
+class _Tally:
+    """How many connections this process has opened and closed, and each loop's turns to start one."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._owner = 0
         self.opened = self.closed = 0
+        self._lock = threading.Lock()
+        self._starts: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 
-    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+    def count(self, opened: int = 0, closed: int = 0) -> None:
         with self._lock:
-            if self._owner != os.getpid():  # a fork has the loop without its thread
-                self._owner, self.opened, self.closed = os.getpid(), 0, 0
-                self.loop = asyncio.new_event_loop()
-                self.starts = asyncio.Semaphore(STARTS)
-                threading.Thread(target=self.loop.run_forever, name="gymrl-mcp-loop", daemon=True).start()
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+            self.opened, self.closed = self.opened + opened, self.closed + closed
 
-    async def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return await asyncio.wrap_future(self.submit(coroutine))
+    def starts(self) -> asyncio.Semaphore:
+        with self._lock:
+            return self._starts.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(STARTS))
 
 
-_LOOP = _Loop()
+_TALLY = _Tally()
+
+
+def _forget() -> None:
+    """After a fork: the connections are the parent's."""
+    global _TALLY
+    _TALLY = _Tally()
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 def counts() -> tuple[int, int]:
     """How many connections of this process were opened, and how many of them are closed."""
-    return _LOOP.opened, _LOOP.closed
+    return _TALLY.opened, _TALLY.closed
 
 
 class Connection:
-    """One client of one server; a server that is a command has a process of its own for it."""
+    """One client of one server; a server that is a command has a process of its own for it.
+
+    It lives on the event loop that opened it, where calls go straight to the server; calls from other loops go there
+    and back. When that loop ends, so does the connection.
+    """
 
     def __init__(self, spec: ServerSpec, start_timeout: float) -> None:
         self.spec, self.start_timeout = spec, start_timeout
@@ -100,27 +110,54 @@ class Connection:
         self._living: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Start or reach the server and list its tools. Raises ServerFault."""
-        await _LOOP.run(self._open())
+        """Start or reach the server and list its tools. Raises ServerFault. No deadline runs while others start."""
+        self._home, self._pid = asyncio.get_running_loop(), os.getpid()
+        turn = wait_turn()
+        try:
+            await self._open(turn)
+        finally:
+            turn.begun()
 
     async def call(self, use: Use, seconds: float) -> Outcome:
         """Call a tool. Raises CallTimeout after `seconds`, and ServerFault where the server is gone or breaks the
         protocol; what the server refuses is an Outcome that failed."""
-        return await _LOOP.run(self._call(use, seconds))
+        if self.lost:
+            raise ServerFault(f"{self._name} is gone{self._last_words()}")
+        return await self._at_home(self._call(use, seconds))
 
     async def close(self) -> None:
         """End the connection, and the process that is the server."""
-        await _LOOP.run(self._close())
+        if self._homeless:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and everything on it was cancelled
+                if self._pid == os.getpid():
+                    self._home.call_soon_threadsafe(self._end.set)
+            return
+        await self._at_home(self._close())
 
-    # -- on the loop of the connections ------------------------------------------------------------------------
+    @property
+    def lost(self) -> bool:
+        """Whether the connection has ended by itself: the server died, or the loop that it lived on is over."""
+        return self._homeless or self._living is None or self._living.done()
 
-    async def _open(self) -> None:
-        async with _LOOP.starts:
+    @property
+    def _homeless(self) -> bool:
+        return self._pid != os.getpid() or not self._home.is_running()
+
+    async def _at_home(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        if self._home is asyncio.get_running_loop():
+            return await coroutine
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._home))
+
+    # -- on the loop that it lives on ----------------------------------------------------------------------------
+
+    async def _open(self, turn: Turn) -> None:
+        async with _TALLY.starts():
+            turn.begun()
             ready: asyncio.Future[Client] = asyncio.get_running_loop().create_future()
             self._end = asyncio.Event()
             # The client has to be entered and left in one task.
             self._living = asyncio.create_task(self._live(ready))
-            _LOOP.opened += 1
+            _TALLY.count(opened=1)
             try:
                 self._client = await asyncio.wait_for(asyncio.shield(ready), self.start_timeout)
                 await asyncio.wait_for(self._list(self._client), self.start_timeout)
@@ -149,7 +186,7 @@ class Connection:
             if not ready.done():
                 ready.set_exception(error)
         finally:
-            _LOOP.closed += 1
+            _TALLY.count(closed=1)
 
     async def _server(self, stack: contextlib.AsyncExitStack) -> Any:
         spec = self.spec

@@ -79,7 +79,7 @@ class Mcp(Environment):
         self.uses: list[Use] = []
         """The agent's calls that did not fail."""
         self.planned = 0
-        if self.connection is not None and (self.fresh or self.busy):
+        if self.connection is not None and (self.fresh or self.busy or self.connection.lost):
             await self._disconnect()
         if self.connection is None:
             connection = self.connect(self.spec, self.start_timeout)
