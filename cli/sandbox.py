@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -70,7 +71,7 @@ def run(
 ) -> None:
     """Run a Python program in a sandbox; the exit code is the program's (1 if it was stopped)."""
     source = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-    code = source.decode("utf-8", "surrogateescape")
+    code = source.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
     result = asyncio.run(_run(backend, code, timeout, memory))
     sys.stdout.write(result.stdout)
     sys.stderr.write(result.stderr)

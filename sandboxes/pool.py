@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
-import math
 import os
 import queue
 import sysconfig
@@ -29,6 +28,8 @@ from gymrl.sandboxes.inside import protocol
 from gymrl.sandboxes.worker import Stream, Worker
 
 T = TypeVar("T")
+LONGEST = 1_000_000
+"""Seconds that a run may be given."""
 
 
 class PoolSandbox(Sandbox):
@@ -172,6 +173,9 @@ def run_program(worker: Worker, code: str, timeout: float, limits: Limits, backe
         end, reason = workers.attend(worker, streams, nonce, deadline)
         out, err = (stream.take() for stream in streams)
         return Result(out, err, "", end.exit, end.seconds, reason, backend)
+    except BaseException:  # whatever it has to say yet is no answer to the next one
+        worker.close()
+        raise
     finally:
         for stream in streams:
             stream.close()
@@ -202,5 +206,7 @@ async def in_thread(pool: ThreadPoolExecutor, call: Callable[[], T]) -> T:
 
 
 def check_timeout(timeout: float) -> None:
-    if not (math.isfinite(timeout) and timeout > 0):
-        raise ValueError(f"a time-out is a positive number of seconds, not {timeout!r}")
+    if not (isinstance(timeout, int | float) and 0 < timeout <= LONGEST):
+        raise ValueError(
+            f"a time-out is a positive number of seconds, {LONGEST:,} at the most, not {timeout!r}"
+        )

@@ -29,6 +29,19 @@ while True:
     ticks += 1
     open("ticks", "w").write(str(ticks))
 """
+HOOK = """
+import os, time
+def hold():
+    for number in range(6):
+        if os.fork() == 0:
+            data = bytearray(b"x" * (100 << 20))
+            time.sleep(0.5)
+            open(str(number), "w").close()
+            time.sleep(60)
+    time.sleep(3)
+os.register_at_fork(after_in_child=lambda: hold() if os.getppid() == first else None)
+first = os.getpid()
+"""
 
 
 @pytest.fixture(params=["namespaces", "confined", "none"])
@@ -92,6 +105,21 @@ def test_limits_hold_while_the_caller_is_held_up(backend: str) -> None:
         result = await call
         assert result.killed_by == "timeout" and "variables are lost" in result.stderr
         assert (await session.run("2 + 2")).value == "4"
+        await session.close()
+
+    with_box(backend, work)
+
+
+def test_what_is_called_at_a_fork_has_limits(backend: str) -> None:
+    """A program has the checkpoint's fork start processes that take more than they should."""
+
+    async def work(box: Sandbox) -> None:
+        session = await box.session()
+        limits = Limits(memory=256 * 2**20)
+        await session.run(HOOK, limits=limits)
+        results = [await session.run("1 + 1", limits=limits) for _ in range(3)]
+        assert any(result.value == "2" for result in results)
+        assert (await session.run("import os; os.listdir('.')", limits=limits)).value == "[]"
         await session.close()
 
     with_box(backend, work)

@@ -20,7 +20,7 @@ from dataclasses import replace
 from gymrl.sandboxes.inside import files, protocol
 from gymrl.sandboxes.inside.between import Between, Held
 from gymrl.sandboxes.inside.questions import Questions
-from gymrl.sandboxes.inside.zygote import Outcome, Request, Zygote
+from gymrl.sandboxes.inside.zygote import INSPECT_EVERY, Outcome, Request, Zygote
 
 MOST = 64
 """Snapshots of one session."""
@@ -159,7 +159,9 @@ class Turns(Between):
         if held.questions is not None:
             poller.register(held.questions.listener, select.POLLIN)
         while (left := deadline - time.monotonic()) > 0:
-            ready = {fd for fd, _ in poller.poll(left * 1000 + 1)}
+            ready = {fd for fd, _ in poller.poll(min(left, INSPECT_EVERY) * 1000 + 1)}
+            if not ready and self.first and self.zygote.inspect(self.first, {held.pid, *self.kept()}):
+                break  # what the program wants called at a fork is no turn, but has limits too
             if ours.fileno() in ready:
                 data = ours.recv(protocol.REPLY.size)
                 if len(data) == protocol.REPLY.size:
