@@ -225,6 +225,17 @@ def test_a_broken_conversation_names_file_and_line(line, words, tmp_path):
     assert f"{path}, line 2" in str(error.value)
 
 
+def test_bytes_that_are_not_utf8_name_file_and_line(tmp_path):
+    good = b'{"conversations": [{"from": "gpt", "value": "hm"}]}'
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(good + b"\n" + good.replace(b"hm", b"\xff") + b"\n")
+    with pytest.raises(ValueError, match=r"x\.jsonl, line 2: .*decode"):
+        list(read_episodes(path))
+    (tmp_path / "x.json").write_bytes(b"[\xff]")
+    with pytest.raises(ValueError, match=r"x\.json is not JSON"):
+        list(read_episodes(tmp_path / "x.json"))
+
+
 def test_images_do_not_go_into_sharegpt(tmp_path):
     turn = Turn((Message("user", "Look.", (b"png",)),), "hm")
     with pytest.raises(ValueError, match="text only"):
@@ -258,6 +269,32 @@ SMALL = [
     "model.tiny={hidden=32, heads=2, kv_heads=1, layers=1}", "sft.steps=2", "sft.batch=2", "eval.tasks=2",
     "env.id=test/Parity-v0", "sampling.max_tokens=4", "algo=sft",
 ]  # fmt: skip
+
+
+def test_hugging_face_datasets_reads_what_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    episodes = [
+        Episode(
+            TaskSpec.make("a/B-v0", "1", "train", index),
+            (Turn((Message("user", "hm"),), "yes"),),
+            "terminated",
+        )
+        for index in range(3)
+    ]
+    write_parquet(tmp_path / "x.parquet", episodes)
+    write_jsonl(tmp_path / "x.jsonl", episodes)
+    write_sharegpt(tmp_path / "s.jsonl", episodes)
+
+    def load(kind: str, name: str) -> Any:
+        return datasets.load_dataset(
+            kind, data_files=str(tmp_path / name), split="train", cache_dir=str(tmp_path / "cache")
+        )
+
+    for kind, name in (("parquet", "x.parquet"), ("json", "x.jsonl")):
+        rows = load(kind, name)
+        assert [row["task"]["index"] for row in rows] == [0, 1, 2] and rows[0]["turns"][0]["text"] == "yes"
+    assert load("json", "s.jsonl")[2]["conversations"][-1] == {"from": "gpt", "value": "yes"}
 
 
 def test_sft_learns_from_a_file(tmp_path, capsys):

@@ -187,12 +187,13 @@ def test_the_folder_of_a_dataset(tmp_path):
         ('{"problem": "1?", "answer": ""}', {}, "no answer in"),
         ("[1]", {}, "line 1"),
         ("", {}, "no problem for training"),
+        ('{"problem": "1?", "answer": "1"}\n{"problem": "\udcff"}', {}, r"p\.jsonl, line 2: not UTF-8"),
         ('{"problem": "1?", "answer": "1"}', {"kinds": "dice"}, "leave them out"),
     ],
 )
 def test_a_broken_file_names_the_line(lines, params, words, tmp_path):
     path = tmp_path / "p.jsonl"
-    path.write_text(lines)
+    path.write_text(lines, errors="surrogateescape")
     with pytest.raises(ValueError, match=words):
         make(ID, problems=str(path), **params)
 
@@ -200,6 +201,7 @@ def test_a_broken_file_names_the_line(lines, params, words, tmp_path):
 def test_wrong_parameters_name_the_mend():
     for params, words in (
         ({"kinds": "dise"}, "'dice'"), ({"difficulty": 9}, "1 to 5"), ({"problems": "nowhere"}, "no such file"),
+        ({"problems": ""}, "no such file"),
         ({"max_turns": 0}, "1 or more"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=words):
