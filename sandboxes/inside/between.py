@@ -122,7 +122,7 @@ class Between:
                 self.halt()
                 break
             late = time.monotonic() >= end
-            cause = protocol.TIMEOUT if late else self.zygote.inspect(request, set(self.snapshots))
+            cause = protocol.TIMEOUT if late else self.zygote.inspect(request, self.snapshot_pids())
         self.shut()
         if cause:
             self.cause = cause
@@ -144,6 +144,9 @@ class Between:
             self.stopped.discard(pid)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
+
+    def snapshot_pids(self) -> set[int]:
+        return {held.pid for held in self.snapshots.values()}
 
     def kept(self) -> set[int]:
         """The processes that hold a state."""

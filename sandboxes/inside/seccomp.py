@@ -101,7 +101,11 @@ def policy(alone: bool, clone: Literal["allow", "deny", "ask"], shared_memory: b
         "fcntl": (Check(1, FCNTL, rule="not among"),),
     }
     if not shared_memory:
-        verdicts["mmap"] = (Check(3, (0x21,), mask=0x21, rule="not among", otherwise=ERRNO | errno.ENOMEM),)
+        refused = ERRNO | errno.ENOMEM  # for huge pages too, which are the host's and no sum shows either
+        verdicts["mmap"] = (
+            Check(3, (0x21,), mask=0x21, rule="not among", otherwise=refused),
+            Check(3, (0x40000,), mask=0x40000, rule="not among", otherwise=refused),
+        )
     if clone != "allow":
         refused = ERRNO | errno.EPERM if clone == "deny" else NOTIFY
         thread = Check(0, (CLONE_THREAD,), mask=CLONE_THREAD, otherwise=refused)

@@ -92,7 +92,7 @@ class Turns(Between):
         except (Lost, OSError) as error:
             return self.start_again(str(error)), self.zygote.exactly(protocol.NONCE)
         nonce = self.zygote.exactly(protocol.NONCE)
-        keep = {held.pid for held in self.snapshots.values()}
+        keep = self.snapshot_pids()
         if checkpoint:
             keep.add(base.pid)
         end = time.monotonic() + request.timeout
@@ -236,12 +236,26 @@ class Turns(Between):
             if base is None:
                 return os.waitstatus_to_exitcode(os.waitpid(runs.pid, 0)[1])
             self.order(base.channel, protocol.WAIT, runs.pid)
+            self.listen(base)
             base.channel.settimeout(PATIENCE)
             head = protocol.receive(base.channel, protocol.REPLY.size)
             kind, status, _ = protocol.REPLY.unpack(head)
             return os.waitstatus_to_exitcode(status) if kind == protocol.ENDED else -signal.SIGKILL
         except (OSError, ValueError, struct.error):
             return -signal.SIGKILL
+
+    def listen(self, held: Held) -> None:
+        """Wait until a process that holds a state says something, and end what its signal handlers start meanwhile
+        where that is too much. Raises OSError."""
+        assert self.first is not None
+        poller = select.poll()
+        poller.register(held.channel, select.POLLIN)
+        deadline, keep = time.monotonic() + PATIENCE, {held.pid, *self.snapshot_pids()}
+        while not poller.poll(INSPECT_EVERY * 1000):
+            if self.zygote.inspect(self.first, keep):
+                self.watch.end(keep)
+            if time.monotonic() > deadline:
+                raise TimeoutError
 
     def _dying(self, pid: int) -> bool:
         """Whether the process has ended, or does within a moment: its channel is closed already."""
