@@ -226,6 +226,29 @@ def test_wrong_wrappers_name_the_mend(wrappers: Any, words: str) -> None:
         make("wrap/Walk-v0", wrappers=wrappers)
 
 
+@pytest.mark.parametrize(
+    ("outside", "won"),
+    [
+        (["truncate_observation", {"name": "hints", "text": "East."}], True),
+        (["language_feedback"], True),
+        ([{"name": "turn_limit", "turns": 6}], False),
+    ],
+)
+def test_turns_that_a_wrapper_gives_back_reach_those_around_it(outside: list[Any], won: bool) -> None:
+    env = make("wrap/Walk-v0", wrappers=[{"name": "tool_noise", "errors": 1.0}, *outside])
+    for index in range(3):
+        env.reset(options={"index": index})
+        limit, turns, ended = env.world.max_turns, 0, False
+        while not ended:
+            *_, terminated, truncated, _ = env.step(env.oracle())
+            turns, ended = turns + 1, terminated or truncated
+        assert terminated == won
+        assert env.world.max_turns == (limit + turns - turns // 3 if won else limit)
+        env.reset(options={"index": index})
+        assert env.world.max_turns == limit  # and are gone with the episode
+    env.close()
+
+
 def test_a_world_without_what_a_wrapper_needs_is_told_so() -> None:
     with pytest.raises(ValueError, match=r"Plain has no measure_progress\(\)"):
         make("wrap/Plain-v0", wrappers=["progress"])

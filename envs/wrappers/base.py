@@ -14,6 +14,8 @@ from gymrl.envs.environment import Environment, StepReturn
 from gymrl.envs.gym import EnvironmentFault, StepResult, normal_step
 from gymrl.envs.records import Action, Message, Observation, TaskSpec, Tool
 
+_KEPT = ("rng", "max_turns", "followed")
+
 
 class Wrapper(Environment):
     """A world that plays another one and changes what goes in or comes out.
@@ -26,19 +28,28 @@ class Wrapper(Environment):
 
     state: ClassVar[tuple[str, ...]] = ()
     """The attributes that an episode changes, for snapshots."""
+    followed: int
+    """The inner world's limit of turns, as it was taken over last."""
 
     def __init__(self, world: Environment) -> None:
         self.world = world
         self.__dict__.update(
             version=world.version, runs=world.runs, max_turns=world.max_turns, sizes=world.sizes,
-            success_reward=world.success_reward,
+            success_reward=world.success_reward, followed=world.max_turns,
         )  # fmt: skip
+
+    def follow(self) -> None:
+        """Take over the inner world's limit of turns, which may be another for each task and grow as turns are given
+        back; a wrapper that has set `max_turns` keeps its own."""
+        if self.max_turns == self.followed:
+            self.max_turns = self.followed = self.world.max_turns
 
     async def inner_reset(self) -> tuple[Observation, dict[str, Any]]:
         """Begin the inner world's task."""
         self.world.task = inner_task(self.task)
         self.world.rng = self.world.task.rng()
         value = await settled(self.world.reset())
+        self.follow()
         info: dict[str, Any] = {}
         if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], dict):
             value, info = value[0], dict(value[1])
@@ -49,7 +60,9 @@ class Wrapper(Environment):
 
     async def inner_step(self, action: Action) -> StepResult:
         """Play an action in the inner world. Raises EnvironmentFault where that breaks its contract."""
-        return normal_step(type(self.world).__name__, await settled(self.world.step(action)))
+        value = await settled(self.world.step(action))
+        self.follow()
+        return normal_step(type(self.world).__name__, value)
 
     async def reset(self) -> Any:
         return await self.inner_reset()
@@ -82,7 +95,7 @@ class Wrapper(Environment):
         return self.world.measure_progress()
 
     def snapshot(self) -> Any:
-        mine = {name: copy.deepcopy(getattr(self, name)) for name in ("rng", *self.state)}
+        mine = {name: copy.deepcopy(getattr(self, name)) for name in (*_KEPT, *self.state)}
         return self.world.snapshot(), mine
 
     def restore(self, state: Any) -> None:

@@ -26,6 +26,9 @@ class Horizon(Wrapper):
         self.turns, self.tell = turns, tell
         self.max_turns = turns
 
+    def follow(self) -> None:
+        """The limit is this one, whatever is given back inside."""
+
     async def reset(self) -> Any:
         observation, info = await self.inner_reset()
         self.left = self.turns

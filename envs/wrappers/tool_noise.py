@@ -30,7 +30,7 @@ class ToolNoise(Wrapper):
     with the old name are refused. The oracle knows the new names and tries again.
     """
 
-    state = ("failed", "max_turns", "names")
+    state = ("failed", "lost", "names")
 
     def __init__(
         self,
@@ -48,9 +48,13 @@ class ToolNoise(Wrapper):
             raise ValueError("tool_noise takes errors and timeouts that sum to 1 or less")
         self.errors, self.timeouts, self.renamed, self.in_a_row = errors, timeouts, renamed, in_a_row
         self.names: dict[str, dict[str, str]] = {}
+        self.lost = 0
+
+    def follow(self) -> None:
+        self.max_turns = self.world.max_turns + self.lost  # lost turns are given back
 
     async def reset(self) -> Any:
-        self.failed, self.max_turns = 0, self.world.max_turns
+        self.failed = self.lost = 0
         observation, info = await self.inner_reset()
         self.names = {}
         return self._renamed(with_tools(observation, self.world.tools())), info
@@ -91,7 +95,8 @@ class ToolNoise(Wrapper):
             self.failed = 0
             return ""
         self.failed += 1
-        self.max_turns += 1  # the lost turn is given back
+        self.lost += 1
+        self.follow()
         return self.rng.choice(ERRORS) if drawn < self.errors else TIMEOUT
 
     def _renamed(self, observation: Observation) -> Observation:

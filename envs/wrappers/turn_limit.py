@@ -17,3 +17,6 @@ class TurnLimit(Wrapper):
         if turns < 1:
             raise ValueError(f"turn_limit takes turns of 1 or more, not {turns}")
         self.max_turns = turns
+
+    def follow(self) -> None:
+        """The limit is this one, whatever is given back inside."""
