@@ -172,7 +172,7 @@ def _problem(family: str, task: TaskSpec) -> Problem:
         known = str(item["answer"]).strip() if solve is None else solve(item["metadata"]).strip()
         problem = Problem(question, known, family, Judged(where, item["metadata"]))
         # What the oracle will say has to be right: some stored answers are empty, or their verifiers refuse them.
-        if known and _right(problem, known):
+        if known and _agreed(problem):
             return problem
     raise EnvironmentFault(f"reasoning-gym's {family} has no problem for {task.split} in {MAX_DRAWS} draws")
 
@@ -187,6 +187,16 @@ def _made_here(family: str, seed: int) -> tuple[dict[str, Any], Any]:
     except Exception as error:
         raise EnvironmentFault(f"reasoning-gym's {family} failed for seed {seed}: {error!r}") from error
     return item, (dataset, item)
+
+
+def _agreed(problem: Problem) -> bool:
+    """Whether the known answer is judged right. Raises EnvironmentFault."""
+    try:
+        return _right(problem, problem.answer)
+    except EnvironmentFault:
+        raise
+    except Exception:
+        return False
 
 
 def _right(problem: Problem, answer: str) -> bool:
