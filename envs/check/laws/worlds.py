@@ -44,7 +44,7 @@ async def check(subject: Subject, settings: Settings) -> tuple[str, Sequence[Fau
 
     ways = ["another order"]
     faults = _compare(reference, await _another_order(subject, tasks), ways[0])
-    if subject.cls().runs == "process":
+    if env.world.runs == "process":
         ways.append("two worker processes")
         first = {task: trace[:1] for task, trace in reference.items()}
         faults += _compare(first, await _pooled(subject, tasks[:16]), ways[-1])
