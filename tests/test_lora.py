@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import io
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -199,6 +202,48 @@ def test_the_embedded_engine_serves_the_merged_weights(tmp_path):
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 def test_vllm_serves_the_merged_weights(tmp_path):
     serves("vllm", tmp_path, taught(learner("dora")))
+
+
+VLLM = """
+import json, sys
+from vllm import LLM, SamplingParams
+from vllm.lora.request import LoRARequest
+
+base, adapter = sys.argv[1:]
+engine = LLM(model=base, skip_tokenizer_init=True, dtype="float32", enforce_eager=True, enable_lora=True,
+             max_lora_rank=8, max_model_len=64, kv_cache_memory_bytes=2**26)
+asked = SamplingParams(max_tokens=8, temperature=1.0, seed=0, logprobs=0, detokenize=False, ignore_eos=True)
+prompt = {"prompt_token_ids": list(range(5, 25))}
+for request in (None, LoRARequest("taught", 1, adapter)):
+    said = engine.generate([prompt], asked, lora_request=request)[0].outputs[0]
+    lps = [row[token].logprob for row, token in zip(said.logprobs, said.token_ids)]
+    print("SAID", json.dumps([list(said.token_ids), lps]))
+"""
+
+
+@needs_peft
+@pytest.mark.vllm
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+def test_vllm_serves_the_adapter_that_a_run_leaves(tmp_path):
+    """Beside the base that it was laid on, in a vLLM of the user's own."""
+    ours = learner()
+    ours.save(tmp_path / "start")  # an adapter that changes nothing yet, merged: the base
+    taught(ours).save(tmp_path / "policy")
+    surroundings = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCHDYNAMO_DISABLE": "1"}
+    places = [str(tmp_path / "start"), str(tmp_path / "policy" / "adapter")]
+    run = subprocess.run(
+        [sys.executable, "-c", VLLM, *places], env=surroundings, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    found = [json.loads(line[5:]) for line in run.stdout.splitlines() if line.startswith("SAID ")]
+    for (ids, lps), adapter in zip(found, (False, True), strict=True):
+        whole = np.array([*range(5, 25), *ids])
+        action = np.arange(len(whole)) >= 20
+        sequence = TokenSequence(whole, action, action * 0.0, action * 1.0, whole * 0, whole * 0)
+        (own,) = ours.score([sequence], adapter=adapter)
+        torch.testing.assert_close(own, torch.tensor(lps), atol=1e-4, rtol=0)
+        (other,) = ours.score([sequence], adapter=not adapter)
+        assert float((own - other).abs().max()) > 0.01  # the adapter does say something else
 
 
 SMALL = [

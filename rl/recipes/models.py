@@ -220,9 +220,7 @@ class CurriculumSection(Section):
     gain: float = Field(
         0.01, description="success by which a look must beat the one before: else it is a plateau"
     )
-    validate_on: int = Field(
-        0, ge=0, description="tasks of the split val that a look plays; 0: it takes the training episodes"
-    )
+    validate_on: int = Field(0, ge=0, description="val tasks a look plays; 0: it takes the training episodes")
     tasks: int = Field(256, ge=4, description="training tasks of kind = difficulty")
     samples: int = Field(4, ge=2, description="episodes of each, from which p is taken")
 
