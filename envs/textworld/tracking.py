@@ -37,7 +37,7 @@ class Progression(GameProgression):  # type: ignore[misc]
     """A game's progression that goes on from another's."""
 
     def __init__(self, begun: GameProgression) -> None:
-        vars(self).update(vars(begun))
+        self.__dict__.update(begun.__dict__)
         constants = self.game.kb.types.constants_mapping
         types = self.state._logic.types
         self._plans = [_plan(rule, constants, types) for rule in self.game.kb.rules.values()]
