@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ import textworld
 
 from gymrl.envs import GymEnv, TaskSpec, make
 from gymrl.envs.textworld.challenges import CoinCollector, Cooking, TreasureHunter
-from gymrl.envs.textworld.env import feedback_text, room_text
+from gymrl.envs.textworld.env import feedback_text, last_marked, room_text
 from gymrl.envs.textworld.games import (
     GameSettings,
     cache_folder,
@@ -502,3 +503,13 @@ def test_the_quick_search_finds_what_textworlds_own_finds_in_its_order(params: d
             over = ended or cut
         assert type(progression).__module__ == "gymrl.envs.textworld.tracking"
     played.close()
+
+
+def test_the_last_mark_is_found_in_time_that_grows_with_the_text() -> None:
+    pattern, rng = re.compile(r"<command>(.*?)</command>", re.DOTALL), random.Random(0)
+    for _ in range(500):
+        text = "".join(rng.choices(["<command>", "</command>", "a", "\n"], k=rng.randrange(9)))
+        found = pattern.findall(text)
+        assert last_marked(text) == (found[-1] if found else None), text
+    for text in ("<command>" * 100_000, "</command>" * 100_000, "<command></command" * 60_000):
+        assert last_marked(text) is None  # minutes with the pattern

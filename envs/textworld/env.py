@@ -9,6 +9,7 @@ from typing import Any
 import textworld
 
 from gymrl.envs.environment import Environment
+from gymrl.envs.marks import spans
 from gymrl.envs.records import Action, Message, Observation, TaskSpec
 from gymrl.envs.textworld.challenges import Challenge, Cooking
 from gymrl.envs.textworld.games import forget_propositions, game_file, problem_of, settings_of
@@ -37,7 +38,7 @@ READ = "examine cookbook"
 TO_READ = frozenset({READ, "examine note"})
 """Commands that tell the player of a challenge what to do."""
 
-_MARK = re.compile(r"<command>(.*?)</command>", re.DOTALL)
+_OPEN, _CLOSE = "<command>", "</command>"
 _COMMAND = re.compile(r"[a-z][a-z0-9' -]{0,99}", re.IGNORECASE)
 _ROOM = re.compile(r"^-= .+? =-\s*$", re.MULTILINE)
 _STATUS = re.compile(r"\n?>\s*(-= .*)?\Z")
@@ -153,8 +154,8 @@ class TextWorld(Environment):
 
     def command(self, text: str) -> str | None:
         """The command in a text; None where it holds none."""
-        marked = _MARK.findall(text)
-        lines = (marked[-1] if marked else text).strip().splitlines()
+        marked = last_marked(text)
+        lines = (text if marked is None else marked).strip().splitlines()
         said = lines[-1].strip().rstrip(".").lower() if lines else ""
         words = said.split()
         # "then" would make two commands of one turn.
@@ -220,6 +221,14 @@ class TextWorld(Environment):
         to_read = TO_READ if self.challenge else frozenset()
         listed = [each for each in self.state["admissible_commands"] if changes(each) or each in to_read]
         return f"{text}\nCommands: {', '.join(listed)}"
+
+
+def last_marked(text: str) -> str | None:
+    """The content of the last `<command>...</command>`; in time that grows with the text, whatever stands in it."""
+    content = None
+    for begin, end in spans(text, _OPEN, _CLOSE):
+        content = text[begin + len(_OPEN) : end - len(_CLOSE)]
+    return content
 
 
 def changes(command: str) -> bool:
