@@ -45,7 +45,8 @@ LR = 1e-4
 BUDGET = 96
 CASES = {
     "sft": {}, "grpo": {}, "fsdp-sft": {"shard": True}, "fsdp-grpo": {"shard": True}, "half": {"trainable": "half"},
-    "lora": {"adapter": AdapterSettings("lora", 4)},
+    "lora": {"adapter": AdapterSettings("lora", 4)}, "checkpointing": {"gradient_checkpointing": True},
+    "fsdp-checkpointing": {"shard": True, "gradient_checkpointing": True},
 }  # fmt: skip
 
 
