@@ -323,31 +323,29 @@ class TestServing:
         """In vLLM's process: it lives on to tell everybody, now and later."""
         script = """
 import os, sys
-from gymrl.agents.engines import EngineFault, EngineSettings, GenerationRequest, Sampling
-from gymrl.agents.engines.pace import Place
+from gymrl.agents.engines import EngineSettings, GenerationRequest, Sampling
 from gymrl.agents.engines.vllm_core import VllmCore
 
 core = VllmCore(EngineSettings(kind="vllm", model=sys.argv[1], max_context=128, slots=4, memory_gb=0.1))
 request = GenerationRequest((5, 6), Sampling(seed=1, max_tokens=8), ())
 pace = core.open_pace(1)
 pace.enter(0)
-runs = [core.run(request), core.run(request, Place(pace, 0))]
 core._llm.step = lambda: 1 / 0
-core.start(runs[:1])
-core.start_at(runs[1])
-for run in runs:
-    print(run.future.exception())
-try:
-    core.start([core.run(request)])
-except EngineFault as fault:
-    print(fault, flush=True)
+core.start([(1, request)])
+core.start_at(2, request, pace, 0)
+assert not core.step()
+core.start([(3, request)])
+core.start_at(4, request, pace, 0)
+assert not core.step()
+for number, fault in core.answers:
+    print(number, type(fault).__name__, fault, flush=True)
 os._exit(0)
 """
         done = subprocess.run(
             [sys.executable, "-c", script, str(settings.model)], capture_output=True, text=True, timeout=300
         )
-        crash = "vLLM crashed (ZeroDivisionError: division by zero): start again from the checkpoint"
-        assert done.stdout.splitlines() == [crash] * 3, done.stderr
+        crash = "EngineFault vLLM crashed (ZeroDivisionError: division by zero): start again from the checkpoint"
+        assert done.stdout.splitlines() == [f"{number} {crash}" for number in (1, 2, 3, 4)], done.stderr
 
     def test_its_process_ends_with_ours(self, settings: EngineSettings) -> None:
         """Also where ours is killed, and a child of ours holds on to what it inherited."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import itertools
 import os
 import pickle
@@ -69,8 +70,8 @@ class VllmEngine(Engine):
         self._numbers = itertools.count(OPENED + 1)
         self._paces = itertools.count()
         self._lock = threading.Lock()
-        opened: Future[Any] = Future()
-        self._waiting: dict[int, Future[Any]] = {OPENED: opened}
+        self._opened: Future[None] = Future()
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._fault = ""
         """Why nothing can be asked any more; '' while it can."""
         self._handover = Handover()
@@ -88,7 +89,7 @@ class VllmEngine(Engine):
         for thread in self._threads:
             thread.start()
         try:
-            opened.result()
+            self._opened.result()
         except BaseException as error:
             self._stop()
             if not isinstance(error, Exception):
@@ -116,7 +117,7 @@ class VllmEngine(Engine):
             ("start", [(number, request) for (number, _), request in zip(asked, requests, strict=True)])
         )
         try:
-            return await gathered([asyncio.wrap_future(future) for _, future in asked], on_done)
+            return await gathered([future for _, future in asked], on_done)
         except BaseException:
             # Cancelled, or one of them failed: nobody waits for the others any more.
             self._drop([number for number, _ in asked])
@@ -131,7 +132,7 @@ class VllmEngine(Engine):
         number, future = self._expect()
         self._outbox.put(("start_at", number, request, pace.number, seat))
         try:
-            return await asyncio.wrap_future(future)
+            return await future  # type: ignore[no-any-return]
         except asyncio.CancelledError:
             self._drop([number])
             raise
@@ -156,9 +157,9 @@ class VllmEngine(Engine):
 
     # -- this side of the socket -----------------------------------------------------------------------
 
-    def _expect(self) -> tuple[int, Future[Any]]:
+    def _expect(self) -> tuple[int, asyncio.Future[Any]]:
         """A number that the process will answer. Raises EngineFault if it is gone."""
-        number, future = next(self._numbers), Future[Any]()
+        number, future = next(self._numbers), asyncio.get_running_loop().create_future()
         with self._lock:
             if self._fault:
                 raise EngineFault(self._fault)
@@ -175,7 +176,7 @@ class VllmEngine(Engine):
     async def _call(self, what: str, *arguments: Any) -> Any:
         number, future = self._expect()
         self._outbox.put((what, number, *arguments))
-        return await asyncio.wrap_future(future)
+        return await future
 
     def _write(self, settings: EngineSettings) -> None:
         """Send what is in the outbox, all that has gathered at once."""
@@ -195,16 +196,20 @@ class VllmEngine(Engine):
 
     def _read(self) -> None:
         try:
+            ((_, failed),) = pickle.loads(self._connection.recv_bytes())
+            if failed is not None:
+                self._opened.set_exception(failed)
+            else:
+                self._opened.set_result(None)
             while True:
-                number, result = pickle.loads(self._connection.recv_bytes())
+                answers = pickle.loads(self._connection.recv_bytes())
                 with self._lock:
-                    future = self._waiting.pop(number, None)
-                if future is None or not future.set_running_or_notify_cancel():
-                    continue
-                if isinstance(result, BaseException):
-                    future.set_exception(result)
-                else:
-                    future.set_result(result)
+                    told = [
+                        (future, result)
+                        for number, result in answers
+                        if (future := self._waiting.pop(number, None)) is not None
+                    ]
+                _tell(told)
         except (EOFError, OSError):
             self._process.wait()
             code = self._process.returncode
@@ -219,9 +224,9 @@ class VllmEngine(Engine):
         with self._lock:
             self._fault = self._fault or reason
             waiting, self._waiting = self._waiting, {}
-        for future in waiting.values():
-            if future.set_running_or_notify_cancel():
-                future.set_exception(EngineFault(self._fault))
+        if not self._opened.done():
+            self._opened.set_exception(EngineFault(self._fault))
+        _tell([(future, EngineFault(self._fault)) for future in waiting.values()])
 
     def _stop(self) -> None:
         by_itself = self._process.poll() is not None
@@ -243,6 +248,26 @@ class VllmEngine(Engine):
         self._handover.close()
         if not by_itself:  # else somebody may want to read why
             shutil.rmtree(self.log.parent, ignore_errors=True)
+
+
+def _tell(told: list[tuple[asyncio.Future[Any], Any]]) -> None:
+    """Hand results, or exceptions, to those who wait: each event loop is woken once."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
+    for future, result in told:
+        by_loop.setdefault(future.get_loop(), []).append((future, result))
+    for loop, its in by_loop.items():
+        with contextlib.suppress(RuntimeError):  # closed: nobody waits there any more
+            loop.call_soon_threadsafe(_settle, its)
+
+
+def _settle(told: list[tuple[asyncio.Future[Any], Any]]) -> None:
+    for future, result in told:
+        if future.done():
+            continue  # cancelled
+        if isinstance(result, BaseException):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
 
 
 class _RemotePace:

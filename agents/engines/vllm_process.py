@@ -6,8 +6,8 @@ Both ways over one socket go lists of plain tuples. It is asked with
   `("start_at", number, request, pace, seat)`, `("drop", [number, ...])`;
 - `("pause" | "resume", number)`, `("load", number, path, version)`, `("close",)`;
 
-and answers `(number, result)` for every number, a generation or None, or the exception that it ended with. The first
-message is the settings, and its answer has the number 0.
+and answers lists of `(number, result)`, one for every number: a generation or None, or the exception that it ended
+with. The first message is the settings, and its answer has the number 0.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import select
 import signal
 import sys
 import threading
 import time
-from concurrent.futures import CancelledError, Future
-from functools import partial
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
 from gymrl.agents.engines.base import EngineFault, EngineSettings
-from gymrl.agents.engines.pace import Pace, Place
+from gymrl.agents.engines.pace import Pace
 
 OPENED = 0
 """The number under which opening is answered."""
@@ -42,12 +42,16 @@ def main() -> None:
 
 
 class Process:
-    """Hands what comes over the connection to vLLM, and its answers back."""
+    """Hands what comes over the connection to vLLM, and its answers back.
+
+    One thread does both: it reads what is there between two steps. A thread that read beside the steps would take
+    Python's lock from them, again and again, and keep it while it waits for a processor.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self._lock = threading.Lock()
-        self._runs: dict[int, Any] = {}
+        self._asked = select.poll()
+        self._asked.register(connection.fileno(), select.POLLIN)
         self._paces: dict[int, Pace[Any]] = {}
         self._core: Any = None
 
@@ -59,29 +63,31 @@ class Process:
 
             self._core = VllmCore(settings)
         except BaseException as error:  # SystemExit too: a library's exit is not ours
-            self._answer(OPENED, error)
+            self._send([(OPENED, error)])
             return
-        self._answer(OPENED, None)
-        while True:
+        self._send([(OPENED, None)])
+        goes_on = True
+        while goes_on:
+            busy = self._core.step()
+            self._tell()
+            goes_on = self._hear(wait=not busy)
+
+    def _hear(self, wait: bool) -> bool:
+        """Do all that has been asked, having waited for something where told to. False: the end was asked for."""
+        while self._asked.poll(None if wait else 0):
+            wait = False
             for message in pickle.loads(self.connection.recv_bytes()):
                 if message[0] == "close":
                     self._core.stop()
-                    return
+                    return False
                 getattr(self, "_on_" + message[0])(*message[1:])
+            self._tell()
+        return True
 
     # -- what is asked ---------------------------------------------------------------------------------
 
     def _on_start(self, requests: list[tuple[int, Any]]) -> None:
-        runs = []
-        for number, request in requests:
-            try:
-                runs.append(self._watched(number, self._core.run(request)))
-            except ValueError as error:
-                self._answer(number, error)
-        try:
-            self._core.start(runs)
-        except EngineFault as fault:
-            self._fail([number for number, _ in requests], fault)
+        self._core.start(requests)
 
     def _on_pace(self, number: int, lag: int) -> None:
         self._paces[number] = self._core.open_pace(lag)
@@ -95,63 +101,48 @@ class Process:
             del self._paces[pace]
 
     def _on_start_at(self, number: int, request: Any, pace: int, seat: int) -> None:
-        try:
-            run = self._core.run(request, Place(self._paces[pace], seat))
-            self._core.start_at(self._watched(number, run))
-        except (ValueError, EngineFault) as error:
-            self._fail([number], error)
+        self._core.start_at(number, request, self._paces[pace], seat)
 
     def _on_drop(self, numbers: list[int]) -> None:
-        runs = [self._runs.pop(number) for number in numbers if number in self._runs]
-        with contextlib.suppress(EngineFault):  # then they have been told
-            self._core.drop(runs)
+        self._core.drop(numbers)
 
     def _on_pause(self, number: int) -> None:
-        self._command(number, self._core.pause)
+        self._command(number, lambda: setattr(self._core, "paused", True))
 
     def _on_resume(self, number: int) -> None:
-        self._command(number, self._core.resume)
+        self._command(number, lambda: setattr(self._core, "paused", False))
 
     def _on_load(self, number: int, path: str, version: int) -> None:
         from safetensors.torch import load_file
 
         self._command(number, lambda: self._core.load_weights(load_file(path).items(), version))
 
+    def _command(self, number: int, work: Callable[[], None]) -> None:
+        result: Exception | None = None
+        try:
+            if self._core.fault:
+                raise EngineFault(self._core.fault)
+            work()
+        except Exception as error:
+            result = error
+        self._core.answers.append((number, result))
+
     # -- answers ---------------------------------------------------------------------------------------
 
-    def _command(self, number: int, call: Any) -> None:
-        try:
-            call().add_done_callback(partial(self._done, number))
-        except Exception as error:
-            self._answer(number, error)
+    def _tell(self) -> None:
+        """Send the answers that there are, all at once."""
+        if self._core.answers:
+            answers, self._core.answers = self._core.answers, []
+            self._send(answers)
 
-    def _watched(self, number: int, run: Any) -> Any:
-        self._runs[number] = run
-        run.future.add_done_callback(partial(self._done, number))
-        return run
-
-    def _done(self, number: int, future: Future[Any]) -> None:
-        self._runs.pop(number, None)
-        try:
-            self._answer(number, future.result())
-        except CancelledError:
-            pass  # dropped: nobody waits
-        except Exception as error:
-            self._answer(number, error)
-
-    def _fail(self, numbers: list[int], error: Exception) -> None:
-        for number in numbers:
-            self._runs.pop(number, None)
-            self._answer(number, error)
-
-    def _answer(self, number: int, result: Any) -> None:
-        if isinstance(result, BaseException) and not isinstance(result, ValueError | EngineFault):
-            result = EngineFault(f"{type(result).__name__}: {result}")  # others may not survive the way
-        with self._lock:
-            try:
-                self.connection.send_bytes(pickle.dumps((number, result), pickle.HIGHEST_PROTOCOL))
-            except OSError:
-                os._exit(1)
+    def _send(self, answers: list[tuple[int, Any]]) -> None:
+        sent = [
+            (number, EngineFault(f"{type(result).__name__}: {result}"))  # others may not survive the way
+            if isinstance(result, BaseException) and not isinstance(result, ValueError | EngineFault)
+            else (number, result)
+            for number, result in answers
+        ]
+        self.connection.send_bytes(pickle.dumps(sent, pickle.HIGHEST_PROTOCOL))
 
 
 def _end_with(parent: int) -> None:
