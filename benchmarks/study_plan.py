@@ -9,14 +9,14 @@ COMMON = (
     "rl.correction=none",
     "rl.tasks=8",
     "rl.group=8",
-    "rl.steps=24",
+    "rl.steps=40",
     "rl.schedule.warmup=2",
     "eval.tasks=200",
     "log.trackers=[]",
     "log.episodes_every=1000",
     "log.checkpoint_every=8",
 )
-"""Laid over every run: 24 steps of 64 episodes, and 200 held-out tasks."""
+"""Laid over every run: 40 steps of 64 episodes, and 200 held-out tasks."""
 
 CODE = ("env.params.timeout=120", "env.deadline=3600")
 """Over the quickstart: a busy machine never makes a program late."""
@@ -53,10 +53,11 @@ class Question:
 
 
 def _sft(name: str, steps: int) -> Arm:
+    """One budget for `shares`: an RL step took about as long as eight of these."""
     return Arm(name, "quickstart", "", ('stages=["sft"]', f"sft.steps={steps}", *CODE))
 
 
-def _rl(name: str, *settings: str, start: str = "sft-240", algo: str = "grpo", rate: str = "") -> Arm:
+def _rl(name: str, *settings: str, start: str = "sft-360", algo: str = "grpo", rate: str = "") -> Arm:
     given = (f"algo={algo}", f"rl.lr={rate or RATES[algo]}", *CODE, *settings)
     return Arm(name, "quickstart", start, given)
 
@@ -75,7 +76,7 @@ def _games(name: str, *settings: str) -> Arm:
 ARMS = {
     a.name: a
     for a in (
-        *(_sft(f"sft-{steps}", steps) for steps in (240, 160, 80)),
+        *(_sft(f"sft-{steps}", steps) for steps in (360, 240, 120)),
         Arm(
             "games",
             "textworld",
@@ -85,9 +86,9 @@ ARMS = {
         *(_rl(f"{algo}@{rate}", algo=algo, rate=rate) for algo in RATES for rate in TRIED),
         *(_rl(algo, algo=algo) for algo in RATES),
         *(_rl(f"void-{mode}", f"rl.void={mode}", *DRIFT) for mode in VOIDS),
-        Arm("unmasked", "quickstart", "sft-240", _rl("", rate=RATES["grpo"]).settings, unmasked=True),
-        _rl("sft-160-rl-16", "rl.steps=16", start="sft-160"),
-        _rl("sft-80-rl-32", "rl.steps=32", start="sft-80"),
+        Arm("unmasked", "quickstart", "sft-360", _rl("", rate=RATES["grpo"]).settings, unmasked=True),
+        _rl("sft-240-rl-15", "rl.steps=15", start="sft-240"),
+        _rl("sft-120-rl-30", "rl.steps=30", start="sft-120"),
         _games("sparse"),
         _games("dense", "env.params.rewards=dense"),
         _games("fixed", "env.params.max_turns=6"),
@@ -109,5 +110,5 @@ QUESTIONS = (
     Question("observations", "Tool output: masked (grpo), or trained on", ("grpo", "unmasked")),
     Question("rewards", "TextWorld: sparse or dense rewards", ("sparse", "dense")),
     Question("horizon", "TextWorld: 6 turns from the start, or 3, 4, 6 in stages", ("fixed", "staged")),
-    Question("shares", "SFT : RL shares of one budget", ("sft-240", "sft-160-rl-16", "sft-80-rl-32")),
+    Question("shares", "SFT : RL shares of one budget", ("sft-360", "sft-240-rl-15", "sft-120-rl-30")),
 )

@@ -78,8 +78,9 @@ def mean(values: Sequence[float]) -> float:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The mean of seeds and half its 95 % interval (Student's t); NaN for half where there is one seed."""
-    if len(values) < 2:
+    """The mean of seeds and half its 95 % interval (Student's t); NaN for half where there is one seed, or a value is
+    NaN (an arm without RL has no success in training)."""
+    if len(values) < 2 or any(map(math.isnan, values)):
         return mean(values), math.nan
     return mean(values), T95.get(len(values), 2.0) * statistics.stdev(values) / math.sqrt(len(values))
 

@@ -113,7 +113,7 @@ def test_a_run_that_another_process_is_at_is_left_to_it(bench, tmp_path):
         assert other.stdout is not None and other.stdout.readline() == b"1\n"
         with study.alone(folder, wait=False) as mine:
             assert not mine
-        assert not study.make(plan.ARMS["grpo"], 0, tmp_path, [], {"sft-240": tmp_path})
+        assert not study.make(plan.ARMS["grpo"], 0, tmp_path, [], {"sft-360": tmp_path})
         other.communicate(b"\n")
     with study.alone(folder, wait=True) as mine:
         assert mine
@@ -145,6 +145,7 @@ def test_results_hold_finished_runs_alone(bench, tmp_path):
     assert not (tmp_path / "rewards.svg").exists()
     mean, half = results.interval([0.7, 0.8, 0.9])
     assert mean == pytest.approx(0.8) and half == pytest.approx(4.303 * 0.1 / math.sqrt(3))
+    assert all(map(math.isnan, results.interval([math.nan, math.nan])))
 
 
 async def test_environments_are_measured_beside_the_world_alone(bench):
