@@ -146,7 +146,7 @@ class ThreadUnsafe(Sound):
     def numbers(self, task: TaskSpec, rng: random.Random) -> tuple[int, int]:
         state = random.getstate()
         random.seed(task.seed)
-        for _ in range(200):
+        for _ in range(2000):
             pair = self.draw(random)
         random.setstate(state)
         return pair

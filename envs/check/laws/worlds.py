@@ -108,11 +108,12 @@ def _threaded(subject: Subject, tasks: list[TaskSpec]) -> Traces:
     """Every thread plays all tasks, from another one on; a trace that differs from another thread's is kept."""
     found: Traces = {}
     failed: list[BaseException] = []
-    lock = threading.Lock()
+    lock, together = threading.Lock(), threading.Barrier(THREADS)
 
     def work(number: int) -> None:
         async def all_of_them() -> None:
             env = subject.make()
+            together.wait()  # else the first may be through before the last has begun
             start = number * len(tasks) // THREADS
             for task in tasks[start:] + tasks[:start]:
                 trace = await play.trace(env, task)
@@ -125,6 +126,7 @@ def _threaded(subject: Subject, tasks: list[TaskSpec]) -> Traces:
             asyncio.run(all_of_them())
         except BaseException as error:
             failed.append(error)
+            together.abort()
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)  # threads that can disturb each other will
