@@ -81,7 +81,7 @@ ARMS = {
             "games",
             "textworld",
             "",
-            ('stages=["sft"]', "sft.steps=160", "sft.batch=16", "sft.demonstrations=400", *GAMES),
+            ('stages=["sft"]', "sft.steps=400", "sft.batch=32", "sft.demonstrations=400", *GAMES),
         ),
         *(_rl(f"{algo}@{rate}", algo=algo, rate=rate) for algo in RATES for rate in TRIED),
         *(_rl(algo, algo=algo) for algo in RATES),
