@@ -74,11 +74,11 @@ class DockerSandbox(PoolSandbox):
         self._count, self._coming, self._waiting = threading.Lock(), 0, 0
         self._makers = ThreadPoolExecutor(self.size, "gymrl-containers")
 
-    def _give(self, worker: Worker) -> None:
+    def give(self, worker: Worker) -> None:
         assert isinstance(worker, ContainerWorker)
         worker.uses += 1
         if self._closed or (worker.alive and worker.uses < USES):
-            super()._give(worker)
+            super().give(worker)
             return
         with self._count:
             self._coming += 1

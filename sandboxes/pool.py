@@ -8,13 +8,11 @@ import importlib.util
 import os
 import queue
 import sysconfig
-import time
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
 from gymrl.sandboxes import cgroup
-from gymrl.sandboxes import worker as workers
 from gymrl.sandboxes.base import (
     Limits,
     Result,
@@ -24,10 +22,9 @@ from gymrl.sandboxes.base import (
     Session,
     ShellSession,
 )
-from gymrl.sandboxes.inside import protocol
-from gymrl.sandboxes.worker import Stream, Worker
+from gymrl.sandboxes.runs import Run, Seats
+from gymrl.sandboxes.worker import Worker
 
-T = TypeVar("T")
 LONGEST = 1_000_000
 """Seconds that a run may be given."""
 
@@ -55,6 +52,8 @@ class PoolSandbox(Sandbox):
         self._owner, self._closed = os.getpid(), False
         self._threads = ThreadPoolExecutor(self.size, "gymrl-sandbox")
         self._idle: queue.LifoQueue[Worker | None] = queue.LifoQueue()
+        self._seats = Seats(self.size)
+        self._runs: weakref.WeakSet[Run] = weakref.WeakSet()
 
     def open_worker(self, size: int = 0, names: int = 0) -> Worker:
         """A new worker. size, names: bytes and files of a working tree that it is to have room for."""
@@ -87,16 +86,25 @@ class PoolSandbox(Sandbox):
     async def run(self, code: str, timeout: float = 5.0, limits: Limits | None = None) -> Result:
         """Run a Python program in a process of its own. Raises SandboxFault, and ValueError for a bad time-out."""
         check_timeout(timeout)
-        return await in_thread(self._pool(), lambda: self._run(code, timeout, limits or Limits()))
-
-    def _run(self, code: str, timeout: float, limits: Limits) -> Result:
-        worker = self._take()
+        threads, source = self._pool(), code.encode("utf-8", "surrogatepass")
+        run = Run(self, self._seats, threads, source, timeout, limits or Limits(), self.backend)
+        self._runs.add(run)
+        self._seats.ask(run)
         try:
-            return run_program(worker, code, timeout, limits, self.backend)
-        finally:
-            self._give(worker)
+            return await run.seen
+        except BaseException:
+            run.hand_over()  # cancelled: it goes on to its end all the same
+            raise
 
-    def _take(self) -> Worker:
+    def at_hand(self) -> Worker | None:
+        with contextlib.suppress(queue.Empty):
+            worker = self._idle.get_nowait()
+            if worker is not None and worker.alive:
+                return worker
+            self._idle.put(worker)  # something is to be done about it
+        return None
+
+    def take(self) -> Worker:
         while True:
             try:
                 worker = self._idle.get_nowait()
@@ -119,7 +127,7 @@ class PoolSandbox(Sandbox):
         except SandboxUnavailable as error:  # it could be built before: to the caller this is a failure
             raise SandboxFault(str(error)) from error
 
-    def _give(self, worker: Worker) -> None:
+    def give(self, worker: Worker) -> None:
         if self._closed or not worker.alive:
             worker.close()
         else:
@@ -150,6 +158,11 @@ class PoolSandbox(Sandbox):
         """End the workers once the runs in flight are over. Sessions are closed by whoever opened them."""
         if not self._closed and self._owner == os.getpid():
             self._closed = True
+            for run in list(self._runs):
+                if not run.loop.is_running():  # nobody else will see to it
+                    run.hand_over()
+            for _ in range(self.size):
+                await self._seats.enter()
             await asyncio.get_running_loop().run_in_executor(None, self._close)
 
     def _close(self) -> None:
@@ -159,26 +172,6 @@ class PoolSandbox(Sandbox):
                 worker = self._idle.get_nowait()
                 if worker is not None:
                     worker.close()
-
-
-def run_program(worker: Worker, code: str, timeout: float, limits: Limits, backend: str) -> Result:
-    """Run a program on an idle worker, blocking. Raises SandboxFault."""
-    streams = [Stream(limits.output), Stream(limits.output)]
-    try:
-        source = code.encode("utf-8", "surrogatepass")
-        nonce = worker.begin(protocol.RUN, [stream.writer for stream in streams], source, timeout, limits)
-        for stream in streams:
-            stream.close_writer()
-        deadline = time.monotonic() + timeout + workers.GRACE
-        end, reason = workers.attend(worker, streams, nonce, deadline)
-        out, err = (stream.take() for stream in streams)
-        return Result(out, err, "", end.exit, end.seconds, reason, backend)
-    except BaseException:  # whatever it has to say yet is no answer to the next one
-        worker.close()
-        raise
-    finally:
-        for stream in streams:
-            stream.close()
 
 
 def package_folders(modules: Sequence[str]) -> tuple[str, ...]:
@@ -199,10 +192,6 @@ def package_folders(modules: Sequence[str]) -> tuple[str, ...]:
     return tuple(
         dict.fromkeys(folder for folder in folders if folder not in standard and os.path.isdir(folder))
     )
-
-
-async def in_thread(pool: ThreadPoolExecutor, call: Callable[[], T]) -> T:
-    return await asyncio.get_running_loop().run_in_executor(pool, call)
 
 
 def check_timeout(timeout: float) -> None:
