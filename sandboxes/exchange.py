@@ -6,12 +6,11 @@ import asyncio
 import contextlib
 import os
 import socket
-import threading
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
+from gymrl.sandboxes.seats import Seats
 from gymrl.sandboxes.worker import Stream, Worker
 
 T = TypeVar("T")
@@ -35,42 +34,11 @@ class Turn(Protocol[T_co]):
         """What it came to, blocking."""
 
 
-class Turnstile:
-    """Lets one call through at a time, in order, from any thread and any event loop."""
-
-    def __init__(self) -> None:
-        self._lock, self._busy = threading.Lock(), False
-        self._waiting: deque[Future[None]] = deque()
-
-    async def enter(self) -> None:
-        with self._lock:
-            if not self._busy:
-                self._busy = True
-                return
-            turn: Future[None] = Future()
-            self._waiting.append(turn)
-        try:
-            await asyncio.wrap_future(turn)
-        except asyncio.CancelledError:
-            if not turn.cancelled():
-                self.leave()  # it was this call's turn already
-            raise
-
-    def leave(self) -> None:
-        with self._lock:
-            while self._waiting:
-                turn = self._waiting.popleft()
-                if turn.set_running_or_notify_cancel():
-                    turn.set_result(None)
-                    return
-            self._busy = False
-
-
 class Exchange:
     """The worker of one session, its output streams, and who may talk to it now."""
 
     def __init__(self, name: str) -> None:
-        self._turnstile, self._threads = Turnstile(), ThreadPoolExecutor(1, name)
+        self._turnstile, self._threads = Seats(1), ThreadPoolExecutor(1, name)
         self._look = Look()
         self.worker: Worker | None = None
         self.streams: list[Stream] = []

@@ -8,8 +8,7 @@ import importlib.util
 import os
 import queue
 import sysconfig
-import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from gymrl.sandboxes import cgroup
@@ -22,7 +21,8 @@ from gymrl.sandboxes.base import (
     Session,
     ShellSession,
 )
-from gymrl.sandboxes.runs import Run, Seats
+from gymrl.sandboxes.runs import Run
+from gymrl.sandboxes.seats import Seats
 from gymrl.sandboxes.worker import Worker
 
 LONGEST = 1_000_000
@@ -50,10 +50,9 @@ class PoolSandbox(Sandbox):
 
     def _start(self) -> None:
         self._owner, self._closed = os.getpid(), False
-        self._threads = ThreadPoolExecutor(self.size, "gymrl-sandbox")
+        self.threads = ThreadPoolExecutor(self.size, "gymrl-sandbox")
         self._idle: queue.LifoQueue[Worker | None] = queue.LifoQueue()
-        self._seats = Seats(self.size)
-        self._runs: weakref.WeakSet[Run] = weakref.WeakSet()
+        self.seats, self.watched = Seats(self.size), set[Run]()
 
     def open_worker(self, size: int = 0, names: int = 0) -> Worker:
         """A new worker. size, names: bytes and files of a working tree that it is to have room for."""
@@ -76,25 +75,31 @@ class PoolSandbox(Sandbox):
         """Build a worker, which stays in the pool. Raises SandboxUnavailable, naming what failed and the mend."""
         self._idle.put(self.open_worker())
 
-    def _pool(self) -> ThreadPoolExecutor:
+    def _open(self) -> None:
         if self._closed:
             raise SandboxFault("this sandbox is closed: open another with open_sandbox()")
         if self._owner != os.getpid():  # a fork took neither threads nor workers along
             self._start()
-        return self._threads
 
     async def run(self, code: str, timeout: float = 5.0, limits: Limits | None = None) -> Result:
         """Run a Python program in a process of its own. Raises SandboxFault, and ValueError for a bad time-out."""
         check_timeout(timeout)
-        threads, source = self._pool(), code.encode("utf-8", "surrogatepass")
-        run = Run(self, self._seats, threads, source, timeout, limits or Limits(), self.backend)
-        self._runs.add(run)
-        self._seats.ask(run)
+        self._open()
+        if len(self.watched) >= self.size:
+            self._hand_over_of_those(lambda loop: loop.is_closed())
+        run = Run(self, code.encode("utf-8", "surrogatepass"), timeout, limits or Limits())
+        self.seats.ask(run)
         try:
             return await run.seen
         except BaseException:
             run.hand_over()  # cancelled: it goes on to its end all the same
             raise
+
+    def _hand_over_of_those(self, stopped: Callable[[asyncio.AbstractEventLoop], bool]) -> None:
+        """Give the runs of event loops that see to nothing any more to threads."""
+        for run in list(self.watched):
+            if stopped(run.loop):
+                run.hand_over()
 
     def at_hand(self) -> Worker | None:
         with contextlib.suppress(queue.Empty):
@@ -137,14 +142,14 @@ class PoolSandbox(Sandbox):
         """A session; its process starts with its first run."""
         from gymrl.sandboxes.session import PoolSession
 
-        self._pool()
+        self._open()
         return PoolSession(self._fresh, self.backend, checkpoint)
 
     async def shell(self, tree: str | os.PathLike[str] = "", limits: Limits | None = None) -> ShellSession:
         """A bash in a copy of the folder `tree`, in a worker of its own, which is running when this returns."""
         from gymrl.sandboxes.shell import PoolShell
 
-        self._pool()
+        self._open()
         if self.tier == "confined":
             raise SandboxUnavailable(
                 "the sandbox 'confined' starts no processes, and a shell does little else: "
@@ -158,15 +163,13 @@ class PoolSandbox(Sandbox):
         """End the workers once the runs in flight are over. Sessions are closed by whoever opened them."""
         if not self._closed and self._owner == os.getpid():
             self._closed = True
-            for run in list(self._runs):
-                if not run.loop.is_running():  # nobody else will see to it
-                    run.hand_over()
+            self._hand_over_of_those(lambda loop: not loop.is_running())
             for _ in range(self.size):
-                await self._seats.enter()
+                await self.seats.enter()
             await asyncio.get_running_loop().run_in_executor(None, self._close)
 
     def _close(self) -> None:
-        self._threads.shutdown(wait=True)
+        self.threads.shutdown(wait=True)
         with contextlib.suppress(queue.Empty):
             while True:
                 worker = self._idle.get_nowait()

@@ -1,4 +1,4 @@
-"""Programs on their way through a pool: who is next, and short ones without a change of threads.
+"""Programs on their way through a pool, short ones without a change of threads.
 
 A run is begun and read on the event loop that asked for it; one that takes longer is given to a thread, which can wait
 and read what it prints. Between threads Python's lock goes back and forth, and while a loop has work for many episodes
@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -20,88 +18,23 @@ from gymrl.sandboxes import worker as workers
 from gymrl.sandboxes.base import Limits, Result
 from gymrl.sandboxes.exchange import SHORT
 from gymrl.sandboxes.inside import protocol
+from gymrl.sandboxes.seats import Seats
 from gymrl.sandboxes.worker import Stream, Worker
 
 QUICK = 0.02
 """Seconds that a run may take before a thread is given to it."""
 
 
-class Waiting(Protocol):
-    """Somebody who asks for a seat, on an event loop of its own."""
+class Pool(Protocol):
+    """What has workers. Any thread may call it.
 
-    loop: asyncio.AbstractEventLoop
+    seats: as many as programs may run at once. watched: the runs that an event loop waits for, no more than seats.
+    """
 
-    def begin(self) -> bool:
-        """Take the seat, on that loop. False: it is not wanted any more."""
-
-
-class Seats:
-    """So many at once, the others in the order in which they asked; from any thread and any event loop."""
-
-    def __init__(self, size: int) -> None:
-        self._lock, self._free = threading.Lock(), size
-        self._waiting: deque[Waiting] = deque()
-
-    def ask(self, who: Waiting) -> None:
-        """Let somebody begin, now or later; call it on their event loop."""
-        with self._lock:
-            if not self._free:
-                self._waiting.append(who)
-                return
-            self._free -= 1
-        if not who.begin():
-            self.leave()
-
-    def leave(self) -> None:
-        """A seat is free: whoever waits longest takes it, at once where that is possible."""
-        try:
-            here = asyncio.get_running_loop()
-        except RuntimeError:
-            here = None
-        while True:
-            with self._lock:
-                if not self._waiting:
-                    self._free += 1
-                    return
-                who = self._waiting.popleft()
-            if who.loop is here:
-                if who.begin():
-                    return
-            else:
-                with contextlib.suppress(RuntimeError):  # closed: nobody waits there any more
-                    who.loop.call_soon_threadsafe(self._offer, who)
-                    return
-
-    def _offer(self, who: Waiting) -> None:
-        if not who.begin():
-            self.leave()
-
-    async def enter(self) -> None:
-        """Take a seat, in turn."""
-        claim = _Claim()
-        self.ask(claim)
-        try:
-            await claim.given
-        except BaseException:
-            if claim.given.done() and not claim.given.cancelled():
-                self.leave()
-            raise
-
-
-class _Claim:
-    def __init__(self) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.given: asyncio.Future[None] = self.loop.create_future()
-
-    def begin(self) -> bool:
-        if self.given.done():
-            return False
-        self.given.set_result(None)
-        return True
-
-
-class Lender(Protocol):
-    """What has workers. Any thread may call it."""
+    backend: str
+    seats: Seats
+    threads: ThreadPoolExecutor
+    watched: set[Run]
 
     def at_hand(self) -> Worker | None:
         """A worker that waits for a run; None: one has to be waited for, or made."""
@@ -115,65 +48,60 @@ class Lender(Protocol):
 class Run:
     """One program, from the caller's event loop to its result in `seen`. Cancelling that does not end the program."""
 
-    def __init__(
-        self,
-        lender: Lender,
-        seats: Seats,
-        threads: ThreadPoolExecutor,
-        source: bytes,
-        timeout: float,
-        limits: Limits,
-        backend: str,
-    ) -> None:
-        self.lender, self.seats, self.threads = lender, seats, threads
-        self.source, self.timeout, self.limits, self.backend = source, timeout, limits, backend
+    _started: Started
+    _timer: asyncio.TimerHandle
+
+    def __init__(self, pool: Pool, source: bytes, timeout: float, limits: Limits) -> None:
+        self.pool, self.source, self.timeout, self.limits = pool, source, timeout, limits
         self.loop = asyncio.get_running_loop()
         self.seen: asyncio.Future[Result] = self.loop.create_future()
-        self._watched: tuple[Started, asyncio.TimerHandle] | None = None
 
     def begin(self) -> bool:
         if self.seen.done():
             return False
-        worker = self.lender.at_hand() if len(self.source) <= SHORT else None
+        worker = self.pool.at_hand() if len(self.source) <= SHORT else None
         if worker is None:
-            self._in_thread(lambda: self._started(self.lender.take()).end(ready=False))
+            self._in_thread(lambda: self._start(self.pool.take()).end(ready=False))
             return True
         try:
-            started = self._started(worker)
+            self._started = self._start(worker)
         except BaseException as error:
             self.seen.set_exception(error)
             return False
         self.loop.add_reader(worker.control, self._look)
-        self._watched = started, self.loop.call_later(QUICK, self.hand_over)
+        self._timer = self.loop.call_later(QUICK, self.hand_over)
+        self.pool.watched.add(self)
         return True
 
     def hand_over(self) -> None:
-        """Where the event loop waits for the program, have a thread do it."""
-        if (started := self._unwatch()) is not None:
-            self._in_thread(lambda: started.end(ready=False))
+        """Where the event loop waits for the program, have a thread do it. Another thread may call it once that loop
+        does not run."""
+        if self._unwatch():
+            self._in_thread(lambda: self._started.end(ready=False))
 
-    def _started(self, worker: Worker) -> Started:
-        return Started(self.lender, worker, self.source, self.timeout, self.limits, self.backend)
+    def _start(self, worker: Worker) -> Started:
+        return Started(self.pool, worker, self.source, self.timeout, self.limits)
 
-    def _unwatch(self) -> Started | None:
-        if self._watched is None:
-            return None
-        (started, timer), self._watched = self._watched, None
-        timer.cancel()
+    def _unwatch(self) -> bool:
+        """Whether the event loop was waiting until now: true for one caller."""
+        try:
+            self.pool.watched.remove(self)
+        except KeyError:
+            return False
+        self._timer.cancel()
         if not self.loop.is_closed():
-            self.loop.remove_reader(started.worker.control)
-        return started
+            self.loop.remove_reader(self._started.worker.control)
+        return True
 
     def _look(self) -> None:
         """There is something to be read."""
-        started = self._unwatch()
-        if started is None:
+        if not self._unwatch():
             return
         try:
-            result, error = started.end(ready=True), None
+            result, error = self._started.end(ready=True), None
         except BaseException as raised:
             result, error = None, raised
-        self.seats.leave()  # first: the next one's program runs while this one's result is seen to
+        self.pool.seats.leave()  # first: the next one's program runs while this one's result is seen to
         self._settle(result, error)
 
     def _settle(self, result: Result | None, error: BaseException | None) -> None:
@@ -185,7 +113,7 @@ class Run:
             self.seen.set_result(result)
 
     def _in_thread(self, work: Callable[[], Result]) -> None:
-        self.threads.submit(self._wait, work)
+        self.pool.threads.submit(self._wait, work)
 
     def _wait(self, work: Callable[[], Result]) -> None:
         ended: tuple[Any, ...]
@@ -193,19 +121,17 @@ class Run:
             ended = work(), None
         except BaseException as raised:
             ended = None, raised
-        self.seats.leave()
+        self.pool.seats.leave()
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
             self.loop.call_soon_threadsafe(self._settle, *ended)
 
 
 class Started:
-    """A program that a worker has been told to run. The worker goes back to its lender with the end of it."""
+    """A program that a worker has been told to run. The worker goes back to its pool with the end of it."""
 
-    def __init__(
-        self, lender: Lender, worker: Worker, source: bytes, timeout: float, limits: Limits, backend: str
-    ) -> None:
+    def __init__(self, pool: Pool, worker: Worker, source: bytes, timeout: float, limits: Limits) -> None:
         """Raises SandboxFault, and OSError where there are no more descriptors to be had."""
-        self.lender, self.worker, self.backend = lender, worker, backend
+        self.pool, self.worker = pool, worker
         self.streams: list[Stream] = []
         try:
             for _ in range(2):
@@ -228,7 +154,7 @@ class Started:
             self._fail()
             raise
         self._close()
-        return Result(out, err, "", end.exit, end.seconds, reason, self.backend)
+        return Result(out, err, "", end.exit, end.seconds, reason, self.pool.backend)
 
     def _fail(self) -> None:
         """Whatever the worker has to say yet is no answer to the next one."""
@@ -238,4 +164,4 @@ class Started:
     def _close(self) -> None:
         for stream in self.streams:
             stream.close()
-        self.lender.give(self.worker)
+        self.pool.give(self.worker)
