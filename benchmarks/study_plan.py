@@ -22,7 +22,8 @@ CODE = ("env.params.timeout=120", "env.deadline=3600")
 """Over the quickstart: a busy machine never makes a program late."""
 
 RATES = {"grpo": "2e-4", "rloo": "2e-4", "ppo": "2e-4", "reinforce++": "2e-4"}
-"""Learning rates: of each algorithm the best of TRIED in the questions `rates-...`, on a seed of their own."""
+"""Learning rates: of each algorithm the best of TRIED in the questions `rates-...`, on a seed of their own, or within
+0.005 of it."""
 
 TRIED = ("1e-4", "2e-4", "4e-4")
 SEARCH_SEED = 7
@@ -106,6 +107,9 @@ QUESTIONS = (
         for algo in RATES
     ),
     Question("algorithms", "One budget, four algorithms", tuple(RATES)),
+    Question(
+        "algorithms-4e-4", "Four algorithms at twice the learning rate", tuple(f"{algo}@4e-4" for algo in RATES)
+    ),
     Question("void", "Void turns: what is done about them", tuple(f"void-{mode}" for mode in VOIDS)),
     Question("observations", "Tool output: masked (grpo), or trained on", ("grpo", "unmasked")),
     Question("rewards", "TextWorld: sparse or dense rewards", ("sparse", "dense")),
