@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gymrl.agents.records import Episode, episode_from_json, episode_to_json
-from gymrl.agents.sharegpt import read_sharegpt
+from gymrl.agents.sharegpt import parsed
+from gymrl.agents.trl import episodes_of, read_conversations
 
 
 def jsonl_line(episode: Episode) -> str:
@@ -54,23 +55,24 @@ def read_jsonl(path: str | Path) -> Iterator[Episode]:
 
 
 def read_episodes(path: str | Path) -> Iterator[Episode]:
-    """Read a file of episodes in any of their forms: Parquet (.parquet), a list of conversations (.json), or JSONL, of
-    episodes or of conversations (ShareGPT), as its first line says. Raises ValueError where it is broken."""
+    """Read a file of episodes in any of their forms: Parquet (.parquet), one JSON list of conversations (.json), or
+    JSONL, as its first line says; of conversations and comparisons (ShareGPT, TRL) those of `gymrl.agents.trl`. Raises
+    ValueError where it is broken."""
     path = Path(path)
     if path.suffix == ".parquet":
         return read_parquet(path)
-    return read_sharegpt(path) if path.suffix == ".json" or _converses(path) else read_jsonl(path)
+    return read_conversations(path) if path.suffix == ".json" or not _ours(path) else read_jsonl(path)
 
 
-def _converses(path: Path) -> bool:
-    """Whether the first line that is not empty is a conversation of others rather than an episode."""
+def _ours(path: Path) -> bool:
+    """Whether the first line that is not empty is an episode, or broken, rather than something of others."""
     with path.open("rb") as file:
         first = next((line for line in file if line.strip()), b"")
     try:
         data = json.loads(first)
     except ValueError:
-        return False
-    return isinstance(data, dict) and "format" not in data and ("conversations" in data or "messages" in data)
+        return True
+    return not isinstance(data, dict) or "format" in data
 
 
 def write_parquet(path: str | Path, episodes: Iterable[Episode]) -> int:
@@ -114,10 +116,19 @@ def _schema(pa: Any) -> Any:
 
 
 def read_parquet(path: str | Path) -> Iterator[Episode]:
-    """Read what `write_parquet` wrote."""
+    """Read what `write_parquet` wrote, or conversations and comparisons of others. Raises ValueError naming file and
+    row where one of those is broken."""
     import pyarrow.parquet
 
-    for row in pyarrow.parquet.read_table(path).to_pylist():
+    path = Path(path)
+    table = pyarrow.parquet.read_table(path)
+    rows = table.to_pylist()
+    if "format" not in table.column_names:
+        found = (("row", number, lambda row=row: row) for number, row in enumerate(rows, 1))
+        for episodes in parsed(path, found, episodes_of):
+            yield from episodes
+        return
+    for row in rows:
         yield episode_from_json(_nested(row))
 
 

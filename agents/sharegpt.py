@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gymrl.agents.parsers import with_calls
 from gymrl.agents.records import Episode, Turn
 from gymrl.envs.records import Message, TaskSpec, Tool, ToolCall
+
+T = TypeVar("T")
 
 SPEAKERS = {
     "system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
@@ -47,29 +50,40 @@ def read_sharegpt(path: str | Path) -> Iterator[Episode]:
     somebody chose to show it; its rewards are not known and read as 0.
     """
     path = Path(path)
-    for place, number, read in _entries(path):
+    return parsed(path, entries(path), episode_of)
+
+
+Entry = tuple[str, int, Callable[[], Any]]
+"""What an entry is called (`line`), its number from 1, and how it is read."""
+
+
+def parsed(path: Path, found: Iterable[Entry], parse: Callable[[Any, int], T]) -> Iterator[T]:
+    """What `parse(data, index)` makes of each entry. Raises ValueError naming file and entry."""
+    for place, number, read in found:
         try:
-            yield episode_of(read(), number - 1)
-        except (ValueError, KeyError, TypeError) as error:
+            made = parse(read(), number - 1)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}, {place} {number}: not a conversation ({error})") from error
+        yield made
 
 
-def _entries(path: Path) -> Iterator[tuple[str, int, Any]]:
+def entries(path: Path) -> Iterator[Entry]:
+    """The entries of JSONL, or of one JSON list in a .json. Raises ValueError where that is no list."""
     if path.suffix == ".json":
         try:
-            entries = json.loads(path.read_bytes())
+            listed = json.loads(path.read_bytes())
         except ValueError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from None
-        if not isinstance(entries, list):
+            raise ValueError(f"{path} is not JSON: {error} (one object a line goes into a .jsonl)") from None
+        if not isinstance(listed, list):
             raise ValueError(
                 f"{path} is no list of conversations: write one, or a JSON object a line in a .jsonl"
             )
-        yield from (("entry", number, lambda entry=entry: entry) for number, entry in enumerate(entries, 1))
+        yield from (("entry", number, lambda entry=entry: entry) for number, entry in enumerate(listed, 1))
         return
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                yield "line", number, lambda line=line: json.loads(line)
+                yield "line", number, partial(json.loads, line)
 
 
 def conversation_of(episode: Episode) -> dict[str, Any]:
@@ -113,12 +127,12 @@ def episode_of(data: Any, index: int) -> Episode:
     """
     if not isinstance(data, Mapping):
         raise ValueError("it is no JSON object")
-    entries = data.get("conversations", data.get("messages"))
-    if not isinstance(entries, list):
+    listed = data.get("conversations", data.get("messages"))
+    if not isinstance(listed, list):
         raise ValueError("it has no list 'conversations' (or 'messages')")
     shown: list[Message] = [Message("system", data["system"])] if data.get("system") else []
     turns: list[Turn] = []
-    for entry in entries:
+    for entry in listed:
         role, text = _read(entry)
         if role == "assistant" and entry.get("loss", True) is True:
             turns.append(Turn(tuple(shown), text, stop="scripted"))
@@ -142,19 +156,37 @@ def episode_of(data: Any, index: int) -> Episode:
     )  # fmt: skip
 
 
-def _read(entry: Any) -> tuple[str, str]:
-    """Role and text of one message."""
+def role_of(entry: Any) -> str:
+    """Who speaks in a message. Raises ValueError."""
     if not isinstance(entry, Mapping):
         raise ValueError(f"{entry!r} is no message")
-    speaker, text = entry.get("from", entry.get("role")), entry.get("value", entry.get("content"))
-    if speaker not in SPEAKERS:
+    speaker = entry.get("from", entry.get("role"))
+    if not isinstance(speaker, str) or speaker not in SPEAKERS:
         raise ValueError(f"it speaks {speaker!r}, who is none of {', '.join(SPEAKERS)}")
+    return SPEAKERS[speaker]
+
+
+def _read(entry: Any) -> tuple[str, str]:
+    """Role and text of one message, its tool calls written out."""
+    role, speaker = role_of(entry), entry.get("from", entry.get("role"))
+    text, calls = entry.get("value", entry.get("content")), entry.get("tool_calls") or []
+    if isinstance(text, list) and all(isinstance(part, Mapping) and "text" in part for part in text):
+        text = "".join(str(part["text"]) for part in text)
+    if text is None and calls:
+        text = ""
     if not isinstance(text, str):
         raise ValueError(f"what {speaker} says is no text")
     if speaker == "function_call":
-        call = json.loads(text)
-        text = with_calls("", [ToolCall(str(call["name"]), call.get("arguments") or {})])
-    return SPEAKERS[speaker], text
+        return role, with_calls("", [_call(json.loads(text))])
+    return role, with_calls(text, [_call(call) for call in calls]) if calls else text
+
+
+def _call(data: Mapping[str, Any]) -> ToolCall:
+    """A call as it is, or as the `function` of one; its arguments an object or the text of one."""
+    function = data.get("function", data)
+    arguments = function.get("arguments") or {}
+    arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+    return ToolCall(str(function["name"]), dict(arguments))
 
 
 def _tools(given: Any) -> tuple[Tool, ...]:

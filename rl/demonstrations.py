@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,9 @@ from gymrl.agents.episodes import read_episodes
 from gymrl.agents.parsers import with_calls
 from gymrl.agents.players import Job, ScriptedAgent
 from gymrl.agents.records import Episode, Turn
-from gymrl.agents.rendering import Conversation, Renderer
+from gymrl.agents.rendering import Conversation, Renderer, RenderingFault
 from gymrl.agents.rollout import RolloutSettings, rollout
-from gymrl.envs.records import Observation
+from gymrl.envs.records import Message, Observation
 from gymrl.envs.workers import EnvPool
 
 
@@ -87,3 +88,56 @@ def tokenise(episode: Episode, renderer: Renderer) -> Episode:
             )
         )
     return replace(episode, turns=tuple(turns))
+
+
+def has_own_ids(episode: Episode, renderer: Renderer, vocabulary: int) -> bool:
+    """Whether the ids of an episode are of this tokenizer: below `vocabulary`, the completions spelling the turns'
+    texts, and the prompts what the template makes of the messages; or, as notes, dates and other templates change that,
+    prompts that hold the messages and the template's opening of an answer."""
+    ids = [i for turn in episode.turns for i in turn.prompt_ids + turn.completion_ids]
+    if not ids or min(ids) < 0 or max(ids) >= vocabulary:
+        return False
+    if not all(_spells(turn, renderer) for turn in episode.turns):
+        return False
+    try:
+        if _prompts(episode, renderer) == [turn.prompt_ids for turn in episode.turns]:
+            return True
+    except RenderingFault:
+        return False
+    return all(_shows(turn, renderer) for turn in episode.turns)
+
+
+def _spells(turn: Turn, renderer: Renderer) -> bool:
+    """Whether a completion is the turn's text, an end-of-turn or other special token after it aside."""
+    ids = turn.completion_ids
+    if turn.text in (renderer.spoken(ids), renderer.decode(ids)):
+        return True
+    last = ids[-1:]
+    special = renderer.decode(last) and not renderer.tokenizer.decode(list(last), skip_special_tokens=True)
+    return bool(special) and renderer.decode(ids[:-1]) == turn.text
+
+
+def _prompts(episode: Episode, renderer: Renderer) -> list[tuple[int, ...]]:
+    """What the renderer appends before each turn's completion."""
+    conversation = Conversation(renderer)
+    found: list[tuple[int, ...]] = []
+    for turn in episode.turns:
+        tools = turn.tools if found else episode.tools
+        found.append(conversation.observe(Observation(turn.messages, tools)).new_ids)
+        conversation.said(turn.completion_ids)
+    return found
+
+
+def _shows(turn: Turn, renderer: Renderer) -> bool:
+    """Whether a prompt's text holds the turn's messages, plain or as JSON, and opens an answer as the template does."""
+    shown = renderer.decode(turn.prompt_ids)
+    asked = (Message("user", "?"),)
+    before, after = (renderer.text(asked, (), generate) for generate in (False, True))
+    opening = after.removeprefix(before).strip().partition("\n")[0]
+    texts = [m.text.strip() for m in turn.messages if m.role != "assistant"]
+    return opening in shown and all(any(form in shown for form in _written(text)) for text in texts)
+
+
+def _written(text: str) -> tuple[str, ...]:
+    """The forms in which templates write a message."""
+    return text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]

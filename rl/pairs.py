@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -47,6 +48,16 @@ def pairs(episodes: Sequence[Episode], longest: int | None = None) -> list[Examp
 def singles(episodes: Sequence[Episode], longest: int | None = None) -> list[Example]:
     """Every usable episode, desirable if it succeeded."""
     return [Example(_tokens(e), e.success) for e in episodes if usable(e, longest)]
+
+
+def fingerprint(examples: Sequence[Example]) -> str:
+    """A hash of what is learnt from: every id, which of them carry loss, and what is a success."""
+    found = hashlib.blake2b(digest_size=16)
+    for example in examples:
+        found.update(f"{example.good} {example.pair} {[s.tokens for s in example.sequences]}".encode())
+        for sequence in example.sequences:
+            found.update(sequence.ids.tobytes() + sequence.action.tobytes())
+    return found.hexdigest()
 
 
 def mismatched(examples: Sequence[Example]) -> list[Example | None]:

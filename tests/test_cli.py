@@ -244,7 +244,7 @@ def test_episodes_are_written_shown_and_converted(tmp_path: Path, capsys: pytest
     assert code == 2 and "there is no file" in err
     third.write_text("{}\n")
     code, _, err = call(capsys, "episodes", str(third))
-    assert code == 2 and "b.jsonl, line 1: not an episode" in err
+    assert code == 2 and "b.jsonl, line 1: not a conversation" in err
 
 
 # -- leaderboards --------------------------------------------------------------------------------------------

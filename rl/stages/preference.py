@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from gymrl.agents.episodes import read_jsonl
 from gymrl.agents.records import Episode
 from gymrl.rl.algorithms import find
-from gymrl.rl.demonstrations import tokenise
-from gymrl.rl.pairs import Example, mismatched, pairs, singles
+from gymrl.rl.folder import RunFault
+from gymrl.rl.pairs import Example, fingerprint, mismatched, pairs, singles
+from gymrl.rl.preference_files import read_preferences
 from gymrl.rl.stages.rounds import RoundsStage
 from gymrl.rl.trainers.preference import preference_step, sums
 from gymrl.rl.trainers.sft import chosen
@@ -32,26 +32,43 @@ class PreferenceStage(RoundsStage):
         self.examples: list[Example] = []
         self.others: list[Example | None] = []
         self.ref_S = self.others_ref_S = torch.zeros(0, dtype=torch.float64)
+        self.data = ""
+        """The fingerprint of the examples that `ref_S` is of; empty in checkpoints that do not say."""
 
     def sample(self, round_: int) -> list[Episode]:
         return [] if self.settings.data else super().sample(round_)
 
     def begin(self, episodes: Sequence[Episode], fresh: bool) -> None:
         """Pairs or single episodes, and the sums of the reference: the policy at the round's start."""
-        shop, longest = self.workshop, self.settings.longest
-        if self.settings.data:
-            read = list(read_jsonl(Path(self.settings.data)))
-            episodes = [e if e.tokens or not e.valid else tokenise(e, shop.renderer) for e in read]
-        self.examples = (pairs if self.paired else singles)(episodes, longest)
+        shop, p = self.workshop, self.settings
+        if p.data:
+            vocabulary = shop.learner.model.get_input_embeddings().num_embeddings
+            note = shop.display.note
+            path = Path(p.data)
+            self.examples = read_preferences(path, shop.renderer, vocabulary, self.paired, p.longest, note)
+        else:
+            self.examples = (pairs if self.paired else singles)(episodes, p.longest)
         self.others = mismatched(self.examples) if "mismatched_S" in self.algorithm.inputs else []
-        if fresh:
-            temperature = shop.recipe.sampling.temperature
-            self.ref_S = sums(shop.learner, self.examples, temperature)
-            there = [other for other in self.others if other is not None]
-            scored = iter(sums(shop.learner, there, temperature).tolist())
-            self.others_ref_S = torch.tensor(
-                [0.0 if other is None else next(scored) for other in self.others], dtype=torch.float64
+        if fresh or not len(self.ref_S):  # there was nothing to train on: the weights are the round's first
+            self._score()
+        elif len(self.ref_S) != len(self.examples) or self.data not in ("", fingerprint(self.examples)):
+            source = f"preference.data = {p.data!r}" if p.data else f"the run's episodes/{self.name}"
+            raise RunFault(
+                f"{source}: these are not the {len(self.ref_S)} examples that the checkpoint's steps were trained on; "
+                "resume with the same file and settings of [preference], or start a new run"
             )
+
+    def _score(self) -> None:
+        """The sums of the policy as it is now, which becomes the reference."""
+        shop = self.workshop
+        temperature = shop.recipe.sampling.temperature
+        self.ref_S = sums(shop.learner, self.examples, temperature)
+        there = [other for other in self.others if other is not None]
+        scored = iter(sums(shop.learner, there, temperature).tolist())
+        self.others_ref_S = torch.tensor(
+            [0.0 if other is None else next(scored) for other in self.others], dtype=torch.float64
+        )
+        self.data = fingerprint(self.examples)
 
     def train(self, number: int) -> dict[str, Any]:
         shop, p = self.workshop, self.settings
@@ -80,7 +97,8 @@ class PreferenceStage(RoundsStage):
         return metrics | seen
 
     def state(self) -> dict[str, Any]:
-        return {"ref": self.ref_S, "others": self.others_ref_S}
+        return {"ref": self.ref_S, "others": self.others_ref_S, "data": self.data}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.ref_S, self.others_ref_S = state["ref"], state["others"]
+        self.data = state.get("data", "")

@@ -60,15 +60,35 @@ def preference_step(
         for sequence in example.sequences
     ]
     result = learner.step(sequences, [1.0] * len(sequences), along, lr, temperature)
-    moved_S = lp_S.detach() - ref_S
     metrics = {
         "loss": float(loss.detach()), "grad_norm": result.grad_norm, "lr": lr, "tokens": result.tokens,
         "skipped": int(result.skipped),
     }  # fmt: skip
+    good_S = tensors["desirable_S"]
+    if paired:
+        good_S = torch.arange(len(examples)) % 2 == 0
+    return metrics | _movement(lp_S.detach(), ref_S, good_S, paired, tensors.get("mismatched_S"))
+
+
+def _movement(
+    lp_S: torch.Tensor, ref_S: torch.Tensor, good_S: torch.Tensor, paired: bool, mismatched: torch.Tensor | None
+) -> dict[str, float]:  # fmt: skip
+    """Sums of log-probabilities (nats), alone and against the reference, by the side they are on."""
+    moved_S, found = lp_S - ref_S, dict[str, float]()
+    for name, side_S in (("chosen", good_S), ("rejected", ~good_S)):
+        if side_S.any():
+            found |= {
+                f"rewards/{name}": float(moved_S[side_S].mean()), f"logps/{name}": float(lp_S[side_S].mean())
+            }  # fmt: skip
     if paired:
         margin_Q = moved_S[::2] - moved_S[1::2]
-        metrics |= {"margin": float(margin_Q.mean()), "accuracy": float((margin_Q > 0).double().mean())}
-    return metrics
+        return found | {"margin": float(margin_Q.mean()), "accuracy": float((margin_Q > 0).double().mean())}
+    level = 0.0
+    if mismatched is not None:
+        level = max(0.0, float(mismatched.mean())) if len(mismatched) else 0.0
+        found["kl/episode"] = level
+    right_S = torch.where(good_S, moved_S > level, moved_S < level)
+    return found | {"accuracy": float(right_S.double().mean())}
 
 
 def along(batch: Batch, lp_N: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
