@@ -12,6 +12,7 @@ A recipe then says `rl.advantage = "centred"` or `{ name = "centred", scale = 2.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -35,7 +36,7 @@ INPUTS: dict[str, tuple[str, ...]] = {
         "rewards_PG", "counted_PG", "greedy_P", "turn_rewards_PGK", "turns_PGK", "states_PGK",
         "token_rewards_BT", "sampled_BT", "turn_BT", "values_BT", "bootstrap_B", "counted_B",
     ),
-    "loss": ("lp_N", "old_lp_N", "advantages_N", "sequence_N"),
+    "loss": ("lp_N", "old_lp_N", "mu_lp_N", "advantages_N", "sequence_N"),
     "correction": ("old_lp_N", "mu_lp_N", "sequence_N"),
     "preference": (
         "win_Q", "lose_Q", "ref_win_Q", "ref_lose_Q", "win_length_Q", "lose_length_Q", "lp_S", "ref_lp_S",
@@ -69,9 +70,47 @@ class Algorithm:
         settings = dict(self.check(given))
 
         def call(tensors: Mapping[str, Any]) -> Any:
-            return self.function(*(tensors[name] for name in self.inputs), **settings)
+            wanted = [tensors[name] for name in self.inputs]
+            try:
+                result = self.function(*wanted, **settings)
+            except Exception as error:
+                raise AlgorithmFault(
+                    f"{self.kind} {self.name!r} ({self.file}) failed with {type(error).__name__}: {error}"
+                ) from error
+            self._check_returned(result, tensors)
+            return result
 
         return call
+
+    def _check_returned(self, result: Any, tensors: Mapping[str, Any]) -> None:
+        """Raise AlgorithmFault where the result has not the form of its kind. (An advantage's shape depends on what is
+        played: `gymrl.rl.credit` looks at it.)"""
+        if self.kind in ("loss", "correction"):
+            wanted = "(loss_N, clipped_N)" if self.kind == "loss" else "(weight_N, kept_N)"
+            many = next(len(value) for name, value in tensors.items() if name.endswith("_N"))
+            pair = result if isinstance(result, tuple) and len(result) == 2 else (None, None)
+            good = all(getattr(part, "shape", None) == (many,) for part in pair)
+            wanted += f", both [{many}], of {many} tokens"
+        elif self.kind == "preference":
+            sizes = {(len(tensors[name]),) for name in ("win_Q", "lp_S") if name in tensors}
+            good = getattr(result, "shape", None) in sizes
+            wanted = "the loss of each pair [Q], or of each episode [S]"
+        else:
+            return
+        if not good:
+            raise AlgorithmFault(
+                f"{self.kind} {self.name!r} ({self.file}) returned {_form(result)}: return {wanted}"
+            )
+        if self.kind == "correction" and not self.masks and not bool(result[1].all()):
+            raise AlgorithmFault(
+                f"correction {self.name!r} ({self.file}) takes tokens out: register it with masks=True, or else its "
+                "kept_N is never asked"
+            )
+
+    @property
+    def file(self) -> str:
+        """Where the function is written."""
+        return str(inspect.unwrap(self.function).__code__.co_filename)
 
     def check(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The settings with their defaults filled in."""
@@ -90,7 +129,10 @@ class Algorithm:
             ) from None
 
 
-_REGISTRY: dict[tuple[str, str], Algorithm] = {}
+_REGISTRY: dict[tuple[str, str, str], Algorithm] = {}
+"""By kind, name, and the source that was named to have it: '' for what everybody has by its bare name."""
+_SOURCE = [""]
+"""What is being imported now, the last of it."""
 
 
 def advantage(name: str) -> Callable[[F], F]:
@@ -116,7 +158,8 @@ def preference(name: str) -> Callable[[F], F]:
 
 
 def find(kind: str, name: str) -> Algorithm:
-    """The algorithm of that name; `module:name` and `file.py:name` import the module or file first.
+    """The algorithm of that name; `module:name` and `file.py:name` import the module or file first, and are found
+    there, whatever else has that name.
 
     Raises AlgorithmFault, which names the nearest.
     """
@@ -124,19 +167,22 @@ def find(kind: str, name: str) -> Algorithm:
     source, _, short = name.rpartition(":")
     if source:
         _import(source)
-    if (kind, short) in _REGISTRY:
-        return _REGISTRY[kind, short]
-    names_ = names(kind)
+    if (kind, short, source) in _REGISTRY:
+        return _REGISTRY[kind, short, source]
+    known = _REGISTRY.get((kind, short, ""))  # a module may have been imported before it was named here
+    if known is not None and f"{known.function.__module__}.".startswith(f"{source}." if source else ""):
+        return known
+    names_ = names(kind, source)
     near = difflib.get_close_matches(short, names_, 1, 0.4)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names_)}"
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names_)}" if names_ else "it has none"
     where = f" in {source}" if source else ""
     raise AlgorithmFault(f"there is no {kind} {short!r}{where}: {hint}")
 
 
-def names(kind: str) -> list[str]:
-    """All registered names of a kind, sorted."""
+def names(kind: str, source: str = "") -> list[str]:
+    """All registered names of a kind, sorted: those that everybody has, or those of a source."""
     _builtin()
-    return sorted(name for k, name in _REGISTRY if k == kind)
+    return sorted(name for k, name, of in _REGISTRY if k == kind and of == source)
 
 
 def _decorator(kind: str, name: str, masks: bool = False) -> Callable[[F], F]:
@@ -156,10 +202,24 @@ def _decorator(kind: str, name: str, masks: bool = False) -> Callable[[F], F]:
                     f"{', '.join(INPUTS[kind])}, or make it a keyword-only setting"
                 )
         model = create_model(f"{kind}-{name}", __config__=ConfigDict(extra="forbid"), **fields)
-        _REGISTRY[kind, name] = Algorithm(kind, name, function, tuple(inputs), model, masks)
+        made = Algorithm(kind, name, function, tuple(inputs), model, masks)
+        before = _REGISTRY.get((kind, name, _SOURCE[-1]))
+        if before is not None and before.file != made.file:
+            raise AlgorithmFault(
+                f"{kind} {name!r} is taken by {before.file}: give that of {made.file} another name"
+            )
+        _REGISTRY[kind, name, _SOURCE[-1]] = made
         return function
 
     return register
+
+
+def _form(result: Any) -> str:
+    """What a function returned, in words."""
+    if isinstance(result, tuple):
+        return "(" + ", ".join(map(_form, result)) + ")"
+    shape = getattr(result, "shape", None)
+    return type(result).__name__ if shape is None else f"a tensor of shape {list(shape)}"
 
 
 @cache
@@ -179,10 +239,12 @@ def _builtin() -> None:
 @cache
 def _import(source: str) -> None:
     """Import a module by name or a file by path, once."""
+    _SOURCE.append(source)
     try:
         if source.endswith(".py"):
             path = Path(source).resolve()
-            spec = importlib.util.spec_from_file_location(f"gymrl_user_{path.stem}", path)
+            unique = hashlib.sha256(str(path).encode()).hexdigest()[:8]
+            spec = importlib.util.spec_from_file_location(f"gymrl_user_{path.stem}_{unique}", path)
             if spec is None or spec.loader is None or not path.exists():
                 raise FileNotFoundError("there is no such file")
             module = importlib.util.module_from_spec(spec)
@@ -193,6 +255,9 @@ def _import(source: str) -> None:
     except AlgorithmFault:
         raise
     except Exception as error:
+        hint = f"; a file is named with its ending, {source}.py" if Path(f"{source}.py").exists() else ""
         raise AlgorithmFault(
-            f"the algorithm's source {source} cannot be imported ({type(error).__name__}: {error})"
+            f"the algorithm's source {source} cannot be imported ({type(error).__name__}: {error}){hint}"
         ) from error
+    finally:
+        _SOURCE.pop()

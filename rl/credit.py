@@ -15,7 +15,7 @@ import torch
 
 from gymrl.agents.records import Episode
 from gymrl.envs.records import message_to_json, stable_hash
-from gymrl.rl.algorithms import Algorithm
+from gymrl.rl.algorithms import Algorithm, AlgorithmFault
 from gymrl.rl.groups import Group
 
 Credit = Literal["episode", "turn"]
@@ -69,6 +69,7 @@ def assign(
         tensors |= token_tables(judged)
     result = algorithm.bind(settings)(tensors)
     advantages, returns = result if isinstance(result, tuple) else (result, None)
+    _check(algorithm, advantages, tensors)
     if "sampled_BT" in tensors and advantages.shape == tensors["sampled_BT"].shape:
         worth: Worth = {place: _per_turn(judged, place, advantages) for place in judged.places()}
         if returns is None:
@@ -78,9 +79,33 @@ def assign(
         return {(p, g): float(advantages[p, g]) for p, g in judged.places()}, None
     if advantages.dim() == 3:
         return {(p, g): advantages[p, g].tolist() for p, g in judged.places()}, None
-    raise ValueError(
-        f"advantage {algorithm.name!r} returned the shape {tuple(advantages.shape)}: return [P, G], [P, G, K] or [B, T]"
+    raise _shapeless(algorithm, advantages)
+
+
+def _shapeless(algorithm: Algorithm, advantages: Any) -> AlgorithmFault:
+    form = f"the shape {list(advantages.shape)}" if isinstance(advantages, torch.Tensor) else type(advantages).__name__
+    return AlgorithmFault(
+        f"advantage {algorithm.name!r} ({algorithm.file}) returned {form}: return [P, G], [P, G, K] or [B, T]"
     )
+
+
+def _check(algorithm: Algorithm, advantages: Any, tensors: dict[str, Any]) -> None:
+    """Raise AlgorithmFault for what is no tensor, and for numbers that are not finite though those it had were."""
+    if not isinstance(advantages, torch.Tensor):
+        raise _shapeless(algorithm, advantages)
+    had = [tensors[name] for name in algorithm.inputs if name != "greedy_P"]
+    counted_PG = tensors["counted_PG"]
+    if advantages.shape[: counted_PG.dim()] == counted_PG.shape:
+        used = advantages[counted_PG]
+    elif "sampled_BT" in tensors and advantages.shape == tensors["sampled_BT"].shape:
+        used = advantages[tensors["sampled_BT"] & counted_PG.flatten()[:, None]]
+    else:
+        return
+    if not bool(torch.isfinite(used).all()) and all(bool(torch.isfinite(t).all()) for t in had):
+        raise AlgorithmFault(
+            f"advantage {algorithm.name!r} ({algorithm.file}) returned numbers that are not finite, of finite ones: "
+            "look for divisions by zero and groups without any episode that counts"
+        )
 
 
 def reward_sums(judged: Judged) -> torch.Tensor:

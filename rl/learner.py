@@ -177,7 +177,7 @@ class Learner:
             loss = (loss_N * weight_N).sum()
             self.accelerator.backward(loss)
             if entropy_N is not None:
-                reports = {"entropy": entropy_N.detach().sum(), **reports}
+                reports = {"entropy": entropy_N.detach()[~batch.guided_N].sum(), **reports}
             seen = {"loss": loss.item(), "tokens": batch.tokens, "actions": batch.actions}
             add_reports(sums, seen | {name: value.item() for name, value in reports.items()})
         if not self.sharded:

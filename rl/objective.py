@@ -12,6 +12,9 @@ from gymrl.rl.batches import Batch
 from gymrl.rl.losses.kl import kl
 from gymrl.rl.recipes.models import RlSection
 
+SAMPLED = "sampled"
+"""The report of how many of the tokens a policy sampled: all but the demonstrated ones."""
+
 LossOf = Callable[[Batch, torch.Tensor], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 
 
@@ -48,19 +51,20 @@ class Objective:
             clipped_N, gap_N = clipped_N & sampled_N, torch.where(sampled_N, gap_N, torch.zeros_like(gap_N))
         cut_N = (rho_N >= self.cap) if self.cap is not None else (rho_N == 0)
         reports = {
+            SAMPLED: sampled_N.sum(),
             "clip_share": clipped_N.sum(),
             "mismatch_mean": gap_N.sum(),
             "mismatch_max": gap_N.max(),
             "importance_truncated": (cut_N & sampled_N).sum(),
         }
         if batch.ref_N is not None:
-            reports["kl"] = kl(lp_N.detach(), batch.ref_N, "k3").sum()
+            reports["kl"] = kl(lp_N.detach(), batch.ref_N, "k3")[sampled_N].sum()
             if self.penalty is not None:
                 cost_N = self.penalty.coefficient * kl(lp_N, batch.ref_N, self.penalty.estimator)
                 total_N = total_N + torch.where(sampled_N, cost_N, torch.zeros_like(cost_N))
         return total_N, reports
 
 
-def loss_of_settings(settings: RlSection) -> LossOf:
+def loss_of_settings(settings: RlSection) -> Objective:
     """The loss that the settings ask for."""
     return Objective(settings)

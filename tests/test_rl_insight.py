@@ -17,7 +17,7 @@ from gymrl.rl.learner import Learner, LearnerSettings
 from gymrl.rl.objective import loss_of_settings
 from gymrl.rl.recipes.models import RlSection
 from gymrl.rl.tiny import make_model
-from gymrl.rl.trainers.update import causes
+from gymrl.rl.trainers.update import _update, causes, episode_metrics
 
 
 def learner(**changes) -> Learner:
@@ -76,3 +76,47 @@ def test_demonstrated_tokens_are_not_stale():
     stale = causes(3)["stale"](batch, torch.zeros(batch.actions))
     assert batch.version_N.tolist() == [TOLD, TOLD, 2, 3] * 2
     assert stale.tolist() == [False, False, True, False] + [False] * 4
+
+
+def test_what_is_said_of_tokens_is_said_of_sampled_ones_alone():
+    task = TaskSpec.make("toy/Toy-v0", "1", "train", 0)
+    episode = Episode(task, (turn((5, 6, 7), False, 0),), "terminated")
+    told = Episode(task, (turn((200, 201, 202, 203, 204), False, TOLD),), "terminated")
+    data, shown = sequences_of(episode, advantage=1.0), sequences_of(told)
+    alone, beside = (
+        _update(learner(), data, RlSection(sft_weight=0.5, correction={"name": "none"}), 1.0, 1e-3, shown=more)
+        for more in ((), shown)
+    )
+    assert (alone["actions"], beside["actions"]) == (3, 8)
+    for name in ("entropy", "mismatch_mean", "clip_share", "importance_truncated"):
+        assert beside[name] == pytest.approx(alone[name], rel=1e-5), name
+
+
+def test_more_updates_than_sequences_are_as_many_as_there_are():
+    task = TaskSpec.make("toy/Toy-v0", "1", "train", 0)
+    data = [
+        s
+        for ids, worth in (((5, 6, 7), 1.0), ((8, 9), -1.0))
+        for s in sequences_of(Episode(task, (turn(ids, False, 0),), "terminated"), advantage=worth)
+    ]
+    two, many = (_update(learner(), data, RlSection(updates=n), 1.0, 1e-3) for n in (2, 50))
+    assert two == many and two["skipped"] == 0
+
+
+def test_a_correction_that_leaves_no_token_is_a_trouble():
+    task = TaskSpec.make("toy/Toy-v0", "1", "train", 0)
+    data = sequences_of(Episode(task, (turn((5, 6, 7), False, 0),), "terminated"), advantage=1.0)
+    for name in ("icepop", "reject"):
+        ours = learner()
+        _update(ours, data, RlSection(correction={"name": name, "low": 1e-9, "high": 1e-8}), 1.0, 1e-3)
+        assert any("leaves no token" in trouble for trouble in ours.troubles), name
+
+
+def test_the_sampled_entropy_is_that_of_all_that_was_sampled():
+    task = TaskSpec.make("toy/Toy-v0", "1", "train", 0)
+    told = replace(turn((5, 6), False, 0), versions=(TOLD, 0), logprobs=(0.0, -1.0))
+    episodes = [
+        Episode(task, (told, turn((7, 8), False, 0)), "terminated"),
+        Episode(task, (), "invalid", "environment: x"),
+    ]
+    assert episode_metrics(episodes)["entropy_sampled"] == pytest.approx((1.0 + 2 * 5.7) / 3)

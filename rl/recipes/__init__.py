@@ -38,10 +38,11 @@ def algorithms() -> dict[str, Path]:
     return {path.stem: path for path in sorted((Path(__file__).parent / "algorithms").glob("*.toml"))}
 
 
-def load(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+def load(recipe: str | Path, overrides: Iterable[str] = (), resumed: bool = False) -> Recipe:
     """Read a shipped recipe by name or a TOML file by path, and apply `key.sub=value` overrides.
 
-    An algorithm's recipe is laid over the quickstart's. Raises RecipeError naming what is wrong and the nearest name.
+    An algorithm's recipe is laid over the quickstart's. `resumed`: a run goes on, which has its own copy of the
+    demonstrations. Raises RecipeError naming what is wrong and the nearest name.
     """
     if str(recipe) in algorithms():
         data = {**_read(shipped()[BASE]), "name": str(recipe)}
@@ -57,10 +58,10 @@ def load(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         hint = f"did you mean {near[0]!r}?" if near else "`gymrl train --list` shows what there is"
         raise RecipeError(f"there is no recipe {str(recipe)!r}: {hint}") from None
     data.setdefault("name", path.stem)
-    return parse(data, overrides)
+    return parse(data, overrides, resumed)
 
 
-def parse(data: dict[str, Any], overrides: Iterable[str] = ()) -> Recipe:
+def parse(data: dict[str, Any], overrides: Iterable[str] = (), resumed: bool = False) -> Recipe:
     """Check recipe data. Overrides are `key.sub=value` with a TOML value; what is not TOML is taken as a string.
 
     An override of env.id with another environment clears env.params and sft.params first: they are the old one's.
@@ -94,10 +95,37 @@ def parse(data: dict[str, Any], overrides: Iterable[str] = ()) -> Recipe:
     except ValidationError as error:
         raise RecipeError(_explain(error)) from None
     try:
-        check(recipe)
+        check(recipe, resumed)
     except ValueError as error:
         raise RecipeError(str(error)) from None
     return recipe
+
+
+FILES = ("sft.data", "preference.data", "model.path", "rl.kl.ref")
+"""Keys that may name a file or a folder; so may the source of a part."""
+
+
+def anchored(recipe: Recipe) -> Recipe:
+    """The recipe with whole paths for what it names by relative ones, so that it means the same from every folder."""
+    data = recipe.model_dump(exclude_none=True)
+
+    def table(key: str) -> tuple[dict[str, Any], str]:
+        *path, last = key.split(".")
+        at = data
+        for part in path:
+            at = at.get(part, {})
+        return at, last
+
+    for key in FILES:
+        at, last = table(key)
+        if at.get(last) and Path(at[last]).exists():
+            at[last] = str(Path(at[last]).resolve())
+    for key in named():
+        at, last = table(key)
+        source, _, short = at[last]["name"].rpartition(":") if last in at else ("", "", "")
+        if source.endswith(".py"):
+            at[last]["name"] = f"{Path(source).resolve()}:{short}"
+    return Recipe.model_validate(data)
 
 
 SHORT = {"data": "sft.data"}
@@ -147,10 +175,10 @@ def _env_id(data: dict[str, Any]) -> Any:
 
 
 def _set(data: dict[str, Any], path: list[str], value: Any, override: str) -> None:
-    parts = keys()
+    parts = named()
     for depth, part in enumerate(path[:-1], 1):
         here = ".".join(path[:depth])
-        if here in named():  # a part may be named alone, or not at all: it then is the default one
+        if here in parts:  # a part may be named alone, or not at all: it then is the default one
             known = data.get(part, parts[here])
             if isinstance(known, str):
                 data[part] = {"name": known}
@@ -184,6 +212,12 @@ def _explain(error: ValidationError) -> str:
                 f"{'.'.join(where[:-1])} cannot be {item['input']!r}: `gymrl train --keys` says what it takes"
             )
             continue
+        if item["type"] == "literal_error" and isinstance(item["input"], str):
+            options = re.findall(r"'([^']+)'", str(item["ctx"]["expected"]))
+            close = difflib.get_close_matches(item["input"], options, 1, 0.5)
+            hint = f"did you mean {close[0]!r}?" if close else f"take {', '.join(options)}"
+            parts.append(f"{key} cannot be {item['input']!r}: {hint}")
+            continue
         if item["type"] == "extra_forbidden":
             near = difflib.get_close_matches(key, every, 1, 0.4)
             tail = difflib.get_close_matches(key.split(".")[-1], [k.split(".")[-1] for k in every], 1, 0.6)
@@ -192,8 +226,8 @@ def _explain(error: ValidationError) -> str:
             parts.append(f"unknown recipe key {key!r}" + (f": did you mean {guess!r}?" if guess else ""))
         else:
             parts.append(
-                f"{key or 'recipe'}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})"[
-                    :300
-                ]
+                f"{key}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})"[:300]
+                if key
+                else item["msg"].removeprefix("Value error, ")
             )
     return "; ".join(dict.fromkeys(parts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -23,18 +24,34 @@ if TYPE_CHECKING:
 DEFAULTS = RlSection()
 
 
-def check(recipe: Recipe) -> None:
-    """Raise ValueError with the reason where the recipe's settings do not go together, or a part is not known."""
+def check(recipe: Recipe, resumed: bool = False) -> None:
+    """Raise ValueError with the reason where the recipe's settings do not go together, or a part is not known.
+    `resumed`: demonstrations are the run's own copy, whatever became of their file."""
     _trainable(recipe.learner.trainable)
     if recipe.sft.tokens is not None:
         _tokens(recipe.sft.tokens)
-    if recipe.sft.data and not Path(recipe.sft.data).is_file():
+    if recipe.sft.data and not resumed and not Path(recipe.sft.data).is_file():
         raise ValueError(
             f"sft.data = {recipe.sft.data!r}: there is no such file; `gymrl collect` writes one, as JSONL or Parquet"
         )
+    taught = "sft" in recipe.stages or ("rl" in recipe.stages and recipe.rl.sft_weight > 0)
+    if recipe.sft.data and not taught and recipe.model.path != "tiny":
+        raise ValueError(
+            "sft.data is what the stage sft learns from, or RL beside its rollouts: add sft to `stages`, set "
+            "rl.sft_weight, or leave it out"
+        )
+    if "es" in recipe.stages and recipe.learner.trainable.name in ("half", "lisa"):
+        raise ValueError(
+            f"learner.trainable={recipe.learner.trainable.name} freezes parameters of a gradient's step, and es has "
+            "none: leave it out, or take an adapter"
+        )
     if "rl" in recipe.stages:
         _rl(recipe)
-    if "preference" in recipe.stages and recipe.preference is not None:
+    else:
+        for kind in ("advantage", "loss", "correction"):
+            if getattr(recipe.rl, kind) != getattr(DEFAULTS, kind):
+                _found(kind, getattr(recipe.rl, kind))
+    if recipe.preference is not None:
         _preference(recipe.preference)
 
 
@@ -64,6 +81,10 @@ def _tokens(t: TokensSection) -> None:
             raise ValueError(
                 f"sft.tokens.{name} is a setting of sft.tokens.{of}: set that one too, or leave it out"
             )
+    try:
+        re.compile(t.key)
+    except re.error as error:
+        raise ValueError(f"sft.tokens.key = {t.key!r} is no regular expression: {error}") from None
 
 
 def _preference(p: PreferenceSection) -> None:
@@ -75,7 +96,7 @@ def _preference(p: PreferenceSection) -> None:
         )
     if p.data and not Path(p.data).is_file():
         raise ValueError(
-            f"preference.data = {p.data!r}: there is no such file; name one of episodes, as JSONL"
+            f"preference.data = {p.data!r}: there is no such file; name one of episodes, or of TRL's preference forms"
         )
 
 
@@ -105,6 +126,13 @@ def _rl(recipe: Recipe) -> None:
         raise ValueError(
             f"rl.kl.decay is of a moving reference, not of rl.kl.ref = {rl.kl.ref!r}: leave it out, or take average"
         )
+    if rl.kl is not None:
+        _kl(rl.kl)
+    if rl.critic is not None and rl.critic.warmup >= rl.steps:
+        raise ValueError(
+            f"rl.critic.warmup={rl.critic.warmup} of rl.steps={rl.steps}: the critic alone would learn, the policy "
+            "never; set fewer, or more steps"
+        )
     if rl.overlong is not None and rl.overlong.buffer > rl.overlong.limit:
         raise ValueError(
             "rl.overlong.buffer is counted back from rl.overlong.limit: it cannot be more than the limit"
@@ -121,11 +149,34 @@ def _rl(recipe: Recipe) -> None:
         if rl.critic is not None:
             raise ValueError(_no_critic("grpo"))
         return
-    found = {kind: _found(kind, part) for kind, part in parts}  # this loads torch
+    found = {kind: _found(kind, part, rl.group) for kind, part in parts}  # this loads torch
     _advantage(rl, found["advantage"])
 
 
+def _kl(kl: KlSection) -> None:
+    if kl.estimator == "k1" and kl.place == "loss":
+        raise ValueError(
+            "rl.kl.estimator = 'k1' has no gradient in the loss: take k2 or k3, or rl.kl.place = 'reward'"
+        )
+    if kl.ref.startswith("soup("):
+        if not kl.ref.endswith(")") or not kl.ref[5:-1].strip():
+            raise ValueError(f"rl.kl.ref = {kl.ref!r}: a soup is written soup(FOLDER, FOLDER)")
+        named = [part.strip() for part in kl.ref[5:-1].split(",")]
+    else:
+        named = [kl.ref]
+    for name in named:
+        if name not in ("start", "base", "average") and not (Path(name) / "config.json").is_file():
+            raise ValueError(
+                f"rl.kl.ref names {name!r}, which is no checkpoint's folder: take start, base, average, a folder, or "
+                "soup(FOLDER, FOLDER)"
+            )
+
+
 def _prefix(rl: RlSection) -> None:
+    if rl.prefix is not None and rl.prefix.last > rl.prefix.first:
+        raise ValueError(
+            "rl.prefix.last is above rl.prefix.first: what is told grows fewer, so that the policy stands alone at last"
+        )
     if rl.critic is not None or (rl.kl is not None and rl.kl.place == "reward"):
         raise ValueError(
             "rl.prefix tells tokens that no policy sampled, and a critic, or a KL in the reward, would judge them too: "
@@ -161,11 +212,22 @@ def _curriculum(recipe: Recipe, c: CurriculumSection) -> None:
         raise ValueError("rl.curriculum.stages: an episode has 1 turn or more")
 
 
-def _found(kind: str, part: Part) -> Algorithm:
+def _found(kind: str, part: Part, group: int = 2) -> Algorithm:
     from gymrl.rl.algorithms import find
+    from gymrl.rl.rehearsal import rehearse
 
     algorithm = find(kind, part.name)
-    algorithm.check(part.settings)
+    settings = algorithm.check(part.settings)
+    low, high = settings.get("low"), settings.get("high")
+    if kind == "correction" and low is not None and high is not None and low > high:
+        raise ValueError(f"rl.correction.low={low:g} is above rl.correction.high={high:g}: no token would be left")
+    if part.name in ("clip", "gspo", "cispo") and low is not None and low > 1:
+        raise ValueError(f"rl.loss.low={low:g} clips ratios at 1 - low, below 0 where none is: set 1 or less")
+    if part.name in ("clip", "gspo") and 0 < settings["dual"] <= 1:
+        raise ValueError(
+            f"rl.loss.dual={settings['dual']:g} is a bound of ratios above 1: set more than 1, or 0 for none"
+        )
+    rehearse(algorithm, part.settings, group)
     return algorithm
 
 

@@ -37,15 +37,17 @@ def keys(model: type[BaseModel] = Recipe, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def named(model: type[BaseModel] = Recipe, prefix: str = "") -> set[str]:
-    """The dotted keys that hold a part or a choice: something with a name and settings."""
-    found: set[str] = set()
+def named(model: type[BaseModel] = Recipe, prefix: str = "") -> dict[str, str]:
+    """The dotted keys that hold a part or a choice, which is something with a name and settings, and their default
+    names; those of tables that may be left out included."""
+    found: dict[str, str] = {}
     for name, field in model.model_fields.items():
         kind = field.annotation
+        inner = _table(kind)
         if _is(kind, (Choice, Part)):
-            found.add(prefix + name)
-        elif _is(kind, (BaseModel,)):
-            found |= named(typing.cast(type[BaseModel], kind), f"{prefix}{name}.")
+            found[prefix + name] = field.default.name
+        elif inner is not None:
+            found |= named(inner, f"{prefix}{name}.")
     return found
 
 

@@ -10,7 +10,7 @@ from gymrl.rl.choices import Adapter, Aggregation, Decay, Pace, VoidMode
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def _named(value: Any) -> Any:
@@ -180,7 +180,7 @@ class SftSection(Section):
 class KlSection(Section):
     """Staying close to a reference policy."""
 
-    estimator: Literal["k1", "k2", "k3"] = Field("k3", description="k1, k2 or k3 (Schulman 2020)")
+    estimator: Literal["k1", "k2", "k3"] = Field("k3", description="Schulman 2020; k1 in the reward alone")
     coefficient: float = Field(1e-3, gt=0, description="what it is multiplied with")
     place: Literal["loss", "reward"] = Field("loss", description="in the loss, or taken from the reward")
     ref: str = Field(
@@ -217,9 +217,7 @@ class CurriculumSection(Section):
     advance: Literal["step", "plateau"] = Field(
         "step", description="after `every` steps, or when success stops rising"
     )
-    gain: float = Field(
-        0.01, description="success by which a look must beat the one before: else it is a plateau"
-    )
+    gain: float = Field(0.01, description="success by which a look must beat the one before, or it is a plateau")
     validate_on: int = Field(0, ge=0, description="val tasks a look plays; 0: it takes the training episodes")
     tasks: int = Field(256, ge=4, description="training tasks of kind = difficulty")
     samples: int = Field(4, ge=2, description="episodes of each, from which p is taken")
@@ -270,7 +268,7 @@ class RlSection(Section):
     )
     prefix: PrefixSection | None = None
     resample: int = Field(0, ge=0, description="times that groups without spread are sampled anew")
-    max_staleness: int | None = Field(None, ge=0, description="policy versions after which a token is masked")
+    max_staleness: int | None = Field(None, ge=0, description="updates after which a token is masked")
     void: Void = Void()
     mask_truncated: bool = Field(False, description="episodes that were cut carry no loss")
 
@@ -308,7 +306,7 @@ class PreferenceSection(Section):
     steps: int = Field(20, ge=1, description="optimiser steps of a round")
     batch: int = Field(16, ge=1, description="pairs (or single episodes) a step")
     lr: float = Field(3e-5, gt=0, description="learning rate")
-    data: str = Field("", description="a JSONL file of episodes to learn from instead of sampling")
+    data: str = Field("", description="a file of episodes or preferences to learn from, not sampling")
 
 
 class EsSection(Section):
@@ -343,6 +341,7 @@ class EvalSection(Section):
     split: Literal["val", "test"] = Field("test", description="the tasks that are held out")
     tasks: int = Field(256, ge=1, description="how many of them")
     samples: int = Field(1, ge=1, description="episodes of each task")
+    every: int = Field(0, ge=0, description="steps between looks at the split val; the best is kept; 0: none")
 
 
 class LogSection(Section):
@@ -350,9 +349,7 @@ class LogSection(Section):
 
     checkpoint_every: int = Field(20, ge=1, description="optimiser or RL steps")
     episodes_every: int = Field(1, ge=1, description="RL steps whose episodes are kept")
-    insight_every: int = Field(
-        0, ge=0, description="RL steps between looks at what makes the gradient; 0: none"
-    )
+    insight_every: int = Field(0, ge=0, description="RL steps between looks at gradients' causes; 0: none")
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
         ["tensorboard"], description="through accelerate"
     )
@@ -396,5 +393,8 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _fits(self) -> Recipe:
         if len(set(self.stages)) != len(self.stages):
-            raise ValueError("each stage is named once in `stages`")
+            twice = next(stage for stage in self.stages if self.stages.count(stage) > 1)
+            raise ValueError(f"`stages` names {twice!r} twice: each may come once")
+        if not self.name or self.name[0] in ".- " or not self.name.isprintable() or set(self.name) & set("/\\"):
+            raise ValueError(f"name = {self.name!r} names a folder too: write it without slashes, a letter first")
         return self

@@ -37,7 +37,8 @@ class OnlineStage:
         self.workshop = workshop
         recipe = workshop.recipe
         self.total = recipe.rl.steps
-        self.first = recipe.sft.demonstrations if "sft" in recipe.stages else 0
+        taught = "sft" in recipe.stages or recipe.rl.sft_weight > 0
+        self.first = recipe.sft.demonstrations if taught else 0
         self.helpers = Helpers(_reference(workshop), _critic(workshop), recipe.log.insight_every)
         self.curriculum = Curriculum(recipe.rl.curriculum) if recipe.rl.curriculum is not None else None
         workshop.serve()

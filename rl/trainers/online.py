@@ -22,7 +22,7 @@ from gymrl.rl.groups import Group, group_by_task
 from gymrl.rl.learner import Learner
 from gymrl.rl.objective import loss_of_settings as _loss_of
 from gymrl.rl.recipes.models import RlSection
-from gymrl.rl.trainers.update import Helpers, filters_of, learn, shaped
+from gymrl.rl.trainers.update import Helpers, episode_metrics, filters_of, learn, shaped
 
 __all__ = ["OnlineStep", "_loss_of", "check_engine", "jobs_of_step", "learn", "online_step"]
 
@@ -92,7 +92,8 @@ async def online_step(
     if ready is not None:
         groups = ready(groups)
     metrics = learn(learner, groups, settings, temperature, step, helpers, shown)
-    if settings.resample:
+    if settings.resample:  # groups that were dropped were played too, and are part of how well the policy does
+        metrics |= episode_metrics([e for e in episodes if e.sample != settings.group])
         metrics |= {"dropped_groups": dropped, "drop_rate": dropped / max(1, dropped + len(groups))}
     learned = time.perf_counter()
     await agent.engine.load_weights(learner.weights(), learner.updates)

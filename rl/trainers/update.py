@@ -23,7 +23,7 @@ from gymrl.rl.learner import Cause, Learner, schedule
 from gymrl.rl.losses.aggregation import token_weights
 from gymrl.rl.losses.kl import kl
 from gymrl.rl.losses.length import overlong
-from gymrl.rl.objective import loss_of_settings
+from gymrl.rl.objective import SAMPLED, loss_of_settings
 from gymrl.rl.recipes.models import RlSection
 from gymrl.rl.reference import Reference
 
@@ -65,7 +65,7 @@ def learn(
     if not any(s.actions for s in sequences):
         learner.troubles.append("no token is left to train on after the filters")
     lr = schedule(step, settings.lr, settings.schedule.warmup, settings.steps, settings.schedule.name)
-    metrics = _episode_metrics(groups, verdicts, rewards_PG, counted_PG) | {"lr": lr}
+    metrics = _group_metrics(groups, verdicts, rewards_PG, counted_PG) | {"lr": lr}
     if helpers.critic is not None and targets is not None and settings.critic is not None:
         taught = _teach(helpers.critic, judged, targets, settings)
         if taught["value_skipped"]:
@@ -158,11 +158,17 @@ def _teach(
             at += sequence.actions
     seen: dict[str, float] = {}
     skipped = 0
-    for number in range(settings.updates):
-        seen = critic.step(sequences[number :: settings.updates], settings.critic.lr)
+    updates = _updates(settings, sequences)
+    for number in range(updates):
+        seen = critic.step(sequences[number::updates], settings.critic.lr)
         skipped += int(seen["value_skipped"])
     lost = any(not np.isfinite(values).all() for row in judged.values or [] for values in row)
     return seen | {"value_skipped": max(skipped, int(lost))}
+
+
+def _updates(settings: RlSection, sequences: Sequence[TokenSequence]) -> int:
+    """How many optimiser steps a step's sequences are spread over: none without a sequence."""
+    return max(1, min(settings.updates, len(sequences)))
 
 
 def _update(
@@ -190,15 +196,18 @@ def _update(
         correct = corrector.bind(settings.correction.settings)
         sequences = [s if s.guided else _masked(s, correct) for s in sequences]
         rejected = before - sum(s.actions for s in sequences)
+        if rejected and not any(s.actions for s in sequences):
+            learner.troubles.append(_all_corrected(settings))
     kl_in_loss = settings.kl is not None and settings.kl.place == "loss"
     loss_of = loss_of_settings(settings)
     sums: dict[str, float] = {}
     totals = {"loss": 0.0, "grad_norm": 0.0, "tokens": 0, "actions": 0, "skipped": 0}
-    for number in range(settings.updates):
-        part = sequences[:sampled][number :: settings.updates]
+    updates = _updates(settings, sequences[:sampled])
+    for number in range(updates):
+        part = sequences[:sampled][number::updates]
         counts = torch.tensor([s.actions for s in part], dtype=torch.long)
         weights_S = token_weights(counts, settings.aggregation.name, settings.aggregation.length).tolist()
-        guides = sequences[sampled:][number :: settings.updates]
+        guides = sequences[sampled:][number::updates]
         told = float(sum(s.advantage.sum(dtype=np.float64) for s in guides))
         share = settings.sft_weight / told if told else 0.0
         part, weights_S = part + guides, weights_S + [share] * len(guides)
@@ -214,8 +223,8 @@ def _update(
             )
             totals |= {f"grad_norm/{name}": norm for name, norm in norms.items()}
         result = learner.step([part[i] for i in live], [weights_S[i] for i in live], loss_of, lr, temperature)
-        totals["loss"] += result.loss / settings.updates
-        totals["grad_norm"] += result.grad_norm / settings.updates
+        totals["loss"] += result.loss / updates
+        totals["grad_norm"] += result.grad_norm / updates
         totals["tokens"] += result.tokens
         totals["actions"] += result.actions
         totals["skipped"] += int(result.skipped)
@@ -223,9 +232,18 @@ def _update(
             sums[name] = (
                 max(sums.get(name, 0.0), value) if name.endswith("_max") else sums.get(name, 0.0) + value
             )
-    many = max(1, totals["actions"])
+    many = max(1.0, sums.pop(SAMPLED, 0.0))
+    if not corrector.masks and loss_of.cap is None and sums.get("importance_truncated", 0.0) == many:
+        learner.troubles.append(_all_corrected(settings))
     found = totals | {name: value if name.endswith("_max") else value / many for name, value in sums.items()}
     return found | ({"rejected_tokens": rejected} if corrector.masks else {})
+
+
+def _all_corrected(settings: RlSection) -> str:
+    return (
+        f"rl.correction={settings.correction.name} leaves no token: what the engine and the learner say of every one "
+        "lies outside its bounds (see mismatch_mean; wider bounds, or rl.correction=tis)"
+    )
 
 
 UNLIKELY = 0.1
@@ -264,21 +282,31 @@ def _masked(sequence: TokenSequence, correct: Any) -> TokenSequence:
     return kept_only(sequence, correct(tensors)[1])
 
 
-def _episode_metrics(
+def _group_metrics(
     groups: list[Group], verdicts: Sequence[Sequence[Verdict]], rewards_PG: torch.Tensor, counted_PG: torch.Tensor
 ) -> dict[str, Any]:  # fmt: skip
     episodes = [episode for group in groups for episode in group.episodes]
-    count = summarise(episodes)
     spread = [len(set(rewards_PG[p][counted_PG[p]].tolist())) > 1 for p in range(len(groups))]
+    return episode_metrics(episodes) | {
+        "trained_episodes": sum(any(v.trained) for row in verdicts for v in row) / max(1, len(episodes)),
+        "flat_groups": 1 - sum(spread) / max(1, len(groups)),
+    }
+
+
+def episode_metrics(episodes: Sequence[Episode]) -> dict[str, Any]:
+    """What episodes that were played came to, whether or not anything is learnt from them. `entropy_sampled` (nats a
+    token) is the mean of -logprob over their sampled tokens, as the engine gave it: the entropy's own estimate."""
+    count = summarise(list(episodes))
+    turns = [turn for episode in episodes if episode.valid for turn in episode.turns]
+    said = [lp for turn in turns for lp, v in zip(turn.logprobs, turn.versions, strict=True) if v >= 0]
     return {
         "reward": count.reward,
         "success": count.success,
         "turns": count.turns,
         "turn_reward": count.reward / max(1.0, count.turns),
         "sampled_tokens": count.tokens * sum(episode.valid for episode in episodes),
+        "entropy_sampled": -sum(said) / max(1, len(said)),
         "void_turns": count.void_turns,
         "void_episodes": sum(episode.valid and episode.void for episode in episodes) / max(1, len(episodes)),
-        "trained_episodes": sum(any(v.trained) for row in verdicts for v in row) / max(1, len(episodes)),
-        "flat_groups": 1 - sum(spread) / max(1, len(groups)),
         "invalid": sum(count.invalid.values()),
     }

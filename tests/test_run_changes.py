@@ -1,0 +1,172 @@
+"""What may change between the beginning of a run and its end: settings, files, the folder one stands in; and what a run
+says of steps that taught nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from gymrl.agents.episodes import read_jsonl
+from gymrl.envs import Action, Environment, register
+from gymrl.rl.folder import RunFault, RunFolder
+from gymrl.rl.recipes import anchored, load
+from gymrl.rl.run import train
+
+sys.path.insert(0, str(Path(__file__).parent))
+import toy_env  # noqa: F401  (registers toy/Letters-v0)
+
+SMALL = [
+    "model.tiny={hidden=32, heads=2, kv_heads=1, layers=1}", "sft.demonstrations=8", "sft.steps=2", "sft.batch=4",
+    "rl.steps=3", "rl.tasks=2", "rl.group=3", "rl.schedule.warmup=0", "eval.tasks=2", "sampling.max_tokens=6",
+    "log.checkpoint_every=1", "log.trackers=[]", 'rl.void="keep"', "env.id=toy/Letters-v0",
+]  # fmt: skip
+
+
+class Coin(Environment):
+    """Every other task is won whatever is said, the others by chance of what is said: half of the groups are flat."""
+
+    runs = "inline"
+
+    def reset(self) -> str:
+        return "Go."
+
+    def step(self, action: Action) -> tuple[str, float, bool]:
+        won = self.task.index % 2 == 0 or len(action.text) % 2 == 0
+        return "Done.", float(won), True
+
+    def recognises(self, action: Action) -> bool:
+        return True
+
+    def oracle(self) -> str:
+        return "ab"
+
+
+class Lost(Coin):
+    """What the oracle says wins; a policy never says it."""
+
+    def step(self, action: Action) -> tuple[str, float, bool]:
+        return "Done.", float(action.text == "ab ba ab"), True
+
+    def oracle(self) -> str:
+        return "ab ba ab"
+
+
+register("toy/Coin-v0", Coin)
+register("toy/Lost-v0", Lost)
+
+
+def rows(run: Path, stage: str = "rl") -> list[dict]:
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in found if row["stage"] == stage]
+
+
+def bare(row: dict) -> dict:
+    return {key: value for key, value in row.items() if not key.startswith("time/")}
+
+
+def cut(out: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that ends by an error in its second RL step."""
+    log = RunFolder.log
+
+    def broken(self: RunFolder, found: dict) -> None:
+        if found["stage"] == "rl" and found["step"] == 1:
+            raise RuntimeError("the power fails")
+        log(self, found)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "log", broken)
+        with pytest.raises(RuntimeError, match="power"):
+            train("quickstart", [*SMALL, *overrides], None, out)
+
+
+def test_what_a_resumed_run_changes_is_in_its_recipe_and_its_summary(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    cut(run, [], monkeypatch)
+    assert json.loads((run / "summary.json").read_text())["status"] == "failed"
+    with pytest.raises(RunFault, match=r"the run has been through \['sft', 'rl'\]"):
+        train(None, ['stages=["rl"]'], run)
+    assert tomllib.loads((run / "recipe.toml").read_text())["rl"]["steps"] == 3
+    wanted = ["rl.steps=4", 'stages=["sft", "rl", "rft"]', "rft={rounds=1, tasks=2, steps=1}"]
+    assert train(None, wanted, run) == 0
+    assert load(run / "recipe.toml").rl.steps == 4 and len(rows(run)) == 4
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["status"] == "finished" and [s["name"] for s in summary["stages"]] == ["base", "sft", "rl", "rft"]
+    assert summary["changed"] == [{"phase": 3, "step": 1, "set": wanted}]
+
+
+def test_a_run_goes_on_where_its_demonstrations_have_gone(tmp_path, monkeypatch):
+    assert train("quickstart", [*SMALL, 'stages=["sft"]'], None, tmp_path / "first") == 0
+    (tmp_path / "first" / "episodes" / "demonstrations.jsonl").rename(tmp_path / "shown.jsonl")
+    monkeypatch.chdir(tmp_path)
+    cut(tmp_path / "run", ["data=shown.jsonl"], monkeypatch)
+    (tmp_path / "shown.jsonl").unlink()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert train(None, [], tmp_path / "run") == 0
+
+
+def test_a_recipe_means_the_same_from_every_folder(tmp_path, monkeypatch):
+    (tmp_path / "shown.jsonl").write_text("")
+    (tmp_path / "ref").mkdir()
+    (tmp_path / "ref" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    recipe = anchored(load("quickstart", ["data=shown.jsonl", "rl.kl={ref='ref'}", "model.path=org/name"]))
+    assert recipe.sft.data == str(tmp_path / "shown.jsonl") and recipe.model.path == "org/name"
+    assert recipe.rl.kl is not None and recipe.rl.kl.ref == str(tmp_path / "ref")
+    assert anchored(load("quickstart")) == load("quickstart")
+
+
+def test_steps_without_an_advantage_are_counted(tmp_path, capsys):
+    overrides = [*SMALL, "env.id=toy/Lost-v0", 'stages=["rl"]', "rl.steps=4"]
+    assert train("quickstart", overrides, None, tmp_path / "run") == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["skipped"] == {"no token had an advantage": 4}
+    assert "RL learnt nothing" in capsys.readouterr().out
+
+
+def test_groups_that_were_dropped_count_in_what_the_policy_achieves(tmp_path):
+    overrides = [*SMALL, "env.id=toy/Coin-v0", 'stages=["rl"]', "rl.resample=1", "rl.group=6"]
+    assert train("quickstart", overrides, None, tmp_path / "run") == 0
+    found = rows(tmp_path / "run")
+    assert any(row["dropped_groups"] for row in found)
+    for row in found:
+        episodes = list(read_jsonl(tmp_path / "run" / "episodes" / "rl" / f"{row['step']:06d}.jsonl"))
+        assert row["success"] == pytest.approx(sum(e.success for e in episodes) / len(episodes))
+        assert row["sampled_tokens"] == pytest.approx(sum(e.tokens for e in episodes))
+
+
+@pytest.mark.parametrize(("settings", "first"), [(['stages=["rl"]'], 0), (['stages=["rl"]', "rl.sft_weight=0.5"], 8)])
+def test_rl_plays_other_tasks_than_were_shown(settings, first, tmp_path):
+    assert train("quickstart", [*SMALL, *settings, "rl.steps=1"], None, tmp_path / "run") == 0
+    played = read_jsonl(tmp_path / "run" / "episodes" / "rl" / "000000.jsonl")
+    assert sorted({e.task.index for e in played}) == [first, first + 1]
+
+
+def test_weights_that_are_not_finite_are_not_kept(tmp_path, monkeypatch):
+    overrides = [*SMALL, "sft.lr=1e38", "sft.steps=9", "sft.schedule.warmup=0", "learner.spike=0"]
+    with pytest.raises(RunFault, match="not finite any more, and no checkpoint is written"):
+        train("quickstart", overrides, None, tmp_path / "run")
+    assert not list((tmp_path / "run" / "checkpoints").glob("sft-step-00000[4-9]"))
+
+
+def test_looks_on_the_way_keep_the_best_and_change_nothing(tmp_path, monkeypatch):
+    wanted = ["rl.steps=4", "rl.lr=1e-2", "sft.steps=40", "sft.lr=5e-3", "eval.tasks=8"]
+    looks = [*wanted, "eval.every=2"]
+    assert train("quickstart", [*SMALL, *wanted], None, tmp_path / "plain") == 0
+    assert train("quickstart", [*SMALL, *looks], None, tmp_path / "whole") == 0
+    cut(tmp_path / "cut", looks, monkeypatch)
+    assert train(None, [], tmp_path / "cut") == 0
+    plain, whole, resumed = (rows(tmp_path / name) for name in ("plain", "whole", "cut"))
+    assert [bare(row) for row in whole] == [bare(row) for row in resumed]
+    seen = [row["val/success"] for row in whole if "val/success" in row]
+    assert [("val/success" in row) for row in whole] == [False, True, False, True]
+    assert [{k: v for k, v in bare(row).items() if not k.startswith("val/")} for row in whole] == list(map(bare, plain))
+    best = json.loads((tmp_path / "whole" / "summary.json").read_text())["best"]
+    assert best["rl"]["success"] == max(seen) and best["rl"]["step"] == 2 * (seen.index(max(seen)) + 1)
+    assert len([row for row in rows(tmp_path / "whole", "sft") if "val/success" in row]) == 20
+    for stage in ("sft", "rl"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "whole" / "checkpoints" / f"{stage}-best")
