@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
@@ -27,7 +28,8 @@ CONCURRENCY = 64
 HELP = """Merge checkpoints of one architecture: `gymrl merge MODEL MODEL... --out FOLDER`.
 
 soup: their mean, or with --weights their weighted mean. greedy: from the best on, each joins the soup if success on
-held-out tasks does not fall: those of a leaderboard's suite (--suite), or an environment's (--env, --tasks).
+held-out tasks does not fall: those of a leaderboard's suite (--suite), or an environment's (--env, --param, --tasks),
+some of which the models must solve.
 task: --base plus the --weights times what each model learnt; --drop (DARE) and --lines LOW HIGH (LiNeS) work on what
 was learnt."""
 
@@ -77,9 +79,13 @@ def merge(
             "a greedy soup weighs its models equally: leave --weights out", param_hint="--weights"
         )
     shares = _numbers(weights)
+    for name, number in (("--drop", drop), ("--lines", lines[0]), ("--lines", lines[1])):
+        if not math.isfinite(number):
+            raise typer.BadParameter(f"{number} is no finite number", param_hint=name)
     loading()
     from gymrl.rl import merging as m
 
+    m.check_vocabularies([base, *models] if base is not None else models)
     found = [m.read_weights(path) for path in models]
     names = [str(path) for path in models]
     how: dict[str, Any] = {"method": method, "models": names}
@@ -106,7 +112,7 @@ def merge(
             else:
                 score = _scorer(env, parameters(param), tasks, models[0])
                 how |= {"env": env, "params": parameters(param), "tasks": tasks}
-            greedy = m.greedy_soup(found, score)
+            greedy = m.greedy_soup(found, score, floor=0.0)
             merged = greedy.weights
             how["joined"] = [names[i] for i in greedy.joined]
             how["trials"] = [{**asdict(trial), "model": names[trial.model]} for trial in greedy.trials]
@@ -123,9 +129,12 @@ def merge(
 
 def _numbers(text: str) -> list[float]:
     try:
-        return [float(part) for part in text.split(",")] if text else []
+        found = [float(part) for part in text.split(",")] if text else []
     except ValueError:
-        raise typer.BadParameter(f"{text!r} are no numbers: write 0.7,0.3", param_hint="--weights") from None
+        found = [math.nan]
+    if not all(map(math.isfinite, found)):
+        raise typer.BadParameter(f"{text!r} are no finite numbers: write 0.7,0.3", param_hint="--weights")
+    return found
 
 
 def _show(trials: list[dict[str, Any]]) -> None:

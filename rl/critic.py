@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from gymrl.agents.ragged import NAME
 from gymrl.rl.batches import Batch, TokenSequence, at_actions, cut, make_batch
-from gymrl.rl.opening import steadied
+from gymrl.rl.opening import read_model, steadied
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Critic:
     ) -> None:
         self.settings, self.accelerator = settings, accelerator
         if not isinstance(model, PreTrainedModel):
-            model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation=NAME)
+            model = read_model(model, torch.float32, attn_implementation=NAME)
         decoder: Any = model.get_decoder() if hasattr(model, "get_decoder") else model.model
         self.decoder = steadied(decoder.to(accelerator.device))
         self.head = torch.nn.Linear(model.config.hidden_size, 1).to(accelerator.device)

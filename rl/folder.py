@@ -20,6 +20,7 @@ import torch
 
 from gymrl.agents.episodes import write_jsonl
 from gymrl.agents.records import Episode
+from gymrl.rl.soundness import damage, first_line
 
 
 class RunFault(RuntimeError):
@@ -107,15 +108,17 @@ class RunFolder:
         return final
 
     def read_checkpoint(self, name: str) -> tuple[Path, dict[str, Any]]:
-        """The model's folder and the trainer's state. Raises RunFault if it is broken."""
+        """The model's folder and the trainer's state. Raises RunFault if either is damaged."""
         folder = self.checkpoint_path(name)
+        mend = f"restore it from a copy, or start a new run with `gymrl train {self.path}/recipe.toml`"
+        if found := damage(folder):
+            raise RunFault(f"the checkpoint cannot be read, {found}: {mend}")
+        file = folder / "trainer.pt"
         try:
-            return folder, torch.load(folder / "trainer.pt", weights_only=True)
+            state: dict[str, Any] = torch.load(file, weights_only=True)
         except Exception as error:
-            raise RunFault(
-                f"the checkpoint {folder} cannot be read ({type(error).__name__}: {error}): "
-                "restore it, or start a new run"
-            ) from error
+            raise RunFault(f"the checkpoint cannot be read, {file} is damaged ({first_line(error)}): {mend}") from error
+        return folder, state
 
     def drop_checkpoints(self, keep: Iterable[str]) -> None:
         """Delete every step checkpoint but those named."""

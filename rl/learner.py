@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from gymrl.agents.ragged import NAME
 from gymrl.rl import sharding
@@ -27,7 +27,7 @@ from gymrl.rl.adapters import (
 )
 from gymrl.rl.batches import Batch, TokenSequence, make_batch
 from gymrl.rl.logprobs import LogProbs
-from gymrl.rl.opening import check_packing, steadied
+from gymrl.rl.opening import check_packing, read_model, steadied
 from gymrl.rl.processes import Processes, add_reports
 from gymrl.rl.trainable import AdapterFault, Trainable, trainable
 
@@ -96,7 +96,7 @@ class Learner:
         self.settings, self.accelerator = settings, accelerator
         self.processes = Processes(alone)
         if not isinstance(model, PreTrainedModel):
-            model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation=NAME)
+            model = read_model(model, torch.float32, attn_implementation=NAME)
             check_packing(model.eval())
         wrapped = model if settings.adapter is None else with_adapter(model, settings.adapter, settings.seed)
         self.model: Any = steadied(wrapped.to(accelerator.device), settings.gradient_checkpointing)

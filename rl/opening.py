@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gymrl.agents.ragged import NAME
 from gymrl.rl.batches import TokenSequence, make_batch
 from gymrl.rl.logprobs import LogProbs
+from gymrl.rl.soundness import damage, first_line, not_finite
 
 NEAR = 0.002
 """How far (nats) packed log-probabilities may lie from the plain model's; rounding makes 1e-5 in float32."""
@@ -33,10 +36,34 @@ def steadied(model: Any, checkpointing: bool = False) -> Any:
     return model
 
 
+def read_model(source: str | Path, dtype: Any, **options: Any) -> PreTrainedModel:
+    """A causal language model from a folder or hub name. Raises ModelFault if a file is damaged or weights are missing,
+    which would be filled with random numbers."""
+    try:
+        # Typed Any: the stub knows nothing of output_loading_info, which makes it return a pair.
+        pair: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
+    except Exception as error:  # the libraries raise a dozen kinds
+        found = damage(Path(source)) or f"{type(error).__name__}: {first_line(error)}"
+        raise ModelFault(f"the model {str(source)!r} cannot be loaded ({found})") from error
+    model: PreTrainedModel = pair[0]
+    if missing := sorted(pair[1]["missing_keys"]):
+        raise ModelFault(
+            f"the model {str(source)!r} lacks {len(missing)} weights, {missing[0]} among them: take another checkpoint "
+            "or copy this one again"
+        )
+    return model
+
+
 @torch.no_grad()
 def check_packing(model: Any) -> None:
-    """Raise ModelFault if the log-probabilities of packed sequences are not those of the model run plainly on each: its
-    head, attention or positions then do what is not computed here."""
+    """Raise ModelFault if a weight is not finite, or the log-probabilities of packed sequences are not those of the
+    model run plainly on each: its head, attention or positions then do what is not computed here."""
+    if broken := not_finite(model.named_parameters()):
+        raise ModelFault(
+            f"{model.name_or_path or 'the model'} has a broken tensor, {broken}: the run that wrote it had already "
+            "broken down; begin anew from an earlier checkpoint (model.path=RUN/checkpoints/STAGE) or with a lower "
+            "learning rate"
+        )
     device, vocabulary = next(model.parameters()).device, model.get_output_embeddings().weight.shape[0]
     rows = [(np.arange(length) * 31 + 7) % vocabulary for length in (6, 11)]
     sequences = [

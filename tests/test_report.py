@@ -27,7 +27,7 @@ from gymrl.agents.records import Episode, Turn, episode_to_json
 from gymrl.envs.intervals import wilson
 from gymrl.envs.records import Message, TaskSpec, ToolCall
 from gymrl.rl.report import write_report
-from gymrl.rl.report.charts import BOTTOM, LEFT, RIGHT, TOP, count, ticks, y_scale
+from gymrl.rl.report.charts import BOTTOM, LEFT, RIGHT, TOP, count, draw_stages, ticks, y_scale
 from gymrl.rl.report.episodes import choose_shelves
 from gymrl.rl.report.files import Curve
 from gymrl.rl.report.metrics import describe, smooth, thin, time_shares
@@ -339,6 +339,48 @@ def test_episodes_of_every_stage_and_kind(page: Page) -> None:
         assert text in shown
     assert page.of("div", cls="is-void")
     assert page.of("pre", **{"data-language": "python"})
+
+
+ALL = ["rft", "sft", "es", "rl", "preference"]
+
+
+def test_every_stage_has_its_title_in_the_order_of_the_run(tmp_path: Path) -> None:
+    rng = random.Random(2)
+    played = [make_episode("success", i, rng) for i in range(2)]
+    for name in ("eval-base", "demonstrations", *(f"eval-{stage}" for stage in ALL), "eval-acme"):
+        write_jsonl(tmp_path / "episodes" / f"{name}.jsonl", played)
+    for stage in ALL:
+        write_jsonl(tmp_path / "episodes" / stage / "000000.jsonl", played)
+    measured = {"success": 0.5, "low": 0.25, "high": 0.75, "episodes": 8}
+    stages = [{"name": name, **measured} for name in ("base", *ALL)]
+    (tmp_path / "summary.json").write_text(json.dumps({"stages": stages}))
+    lines = [{"stage": s, "step": n, "loss": float(n)} for s in ALL for n in range(2)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    for recipe in (f"stages = {json.dumps(ALL)}", "broken ="):  # without a recipe, as they were evaluated
+        (tmp_path / "recipe.toml").write_text(recipe)
+        source = load(tmp_path).source
+        titles = re.findall(r"<h3>([^<]*) <small>", source)
+        assert titles[:5] == [
+            "Rejection sampling", "Supervised fine-tuning", "Evolution strategies", "Reinforcement learning",
+            "Preference learning",
+        ]  # fmt: skip
+        assert titles[5:] == [
+            "Before training", "Demonstrations", "Rejection sampling, step 0", "After rejection sampling",
+            "SFT, step 0", "After SFT", "Evolution strategies, step 0", "After evolution strategies", "RL, step 0",
+            "After RL", "Preference learning, step 0", "After preference learning", "eval-acme",
+        ]  # fmt: skip
+        assert "50.0 % after preference learning." in source
+    (tmp_path / "recipe.toml").write_text('stages = ["es", "rl"]')  # what it does not name comes after it
+    titles = re.findall(r"<h3>([^<]*) <small>", load(tmp_path).source)
+    assert titles[:3] == ["Evolution strategies", "Reinforcement learning", "Rejection sampling"]
+
+
+def test_of_too_many_metrics_the_known_ones_of_every_stage_stay() -> None:
+    curves = [Curve("sft", f"metric_{n}", [0.0, 1.0], [0.0, 1.0]) for n in range(200)]
+    curves += [Curve(stage, "loss", [0.0, 1.0], [0.0, 1.0]) for stage in ("sft", "rl")]
+    stages, left_out = draw_stages(curves, ["sft", "rl"])
+    drawn = [[chart.title for group in stage.groups for chart in group.charts] for stage in stages]
+    assert [titles[0] for titles in drawn] == ["Loss", "Loss"] and len(drawn[0]) + len(drawn[1]) + left_out == 202
 
 
 def test_tokens_carry_texts_logprobs_and_shades(page: Page) -> None:

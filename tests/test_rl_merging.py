@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from gymrl.agents import evaluation
@@ -119,6 +124,18 @@ def test_a_model_without_a_score_joins_nothing():
         )
 
 
+def test_models_that_all_score_the_least_are_not_told_apart():
+    models, asked = [{"w": torch.tensor([x])} for x in (0.0, 2.0)], []
+
+    def score(weights):
+        asked.append(weights["w"].item())
+        return float(asked[-1] == 1.0)  # their soup would win
+
+    with pytest.raises(m.MergeFault, match=r"scores 0\.000, so these tasks cannot tell the models apart"):
+        m.greedy_soup(models, score, floor=0.0)
+    assert asked == [0.0, 2.0] and m.greedy_soup(models, score).joined == [0, 1]
+
+
 def test_the_command_writes_a_checkpoint_that_loads(checkpoints, tmp_path, capsys):
     base, one, two = map(str, checkpoints)
     assert run(["merge", one, two, "--weights", "0.5,0.5", "--out", str(tmp_path / "soup")]) == 0
@@ -141,11 +158,140 @@ def test_the_command_writes_a_checkpoint_that_loads(checkpoints, tmp_path, capsy
     assert not (tmp_path / "x").exists()
 
 
-def test_the_command_makes_a_greedy_soup_by_success(checkpoints, tmp_path, capsys):
+def test_numbers_that_are_not_finite_are_refused(checkpoints, tmp_path, capsys):
+    base, one, two = map(str, checkpoints)
+    task = ["--method", "task", "--base", base]
+    for wrong, words in (
+        (["--weights", "0.7,nan"], "'0.7,nan' are no finite numbers"),
+        (["--weights", "-inf,1"], "no finite numbers"),
+        ([*task, "--weights", "inf,1"], "no finite numbers"),
+        ([*task, "--drop", "nan"], "--drop: nan is no finite number"),
+        ([*task, "--lines", "0", "inf"], "--lines: inf is no finite number"),
+        (["--weights", "1e308,1e308"], "the weights of a soup and their sum must be finite numbers, not inf"),
+        ([*task, "--weights", "1e300,1"], "embed_tokens.weight, of whose"),
+    ):
+        assert run(["merge", one, two, *wrong, "--out", str(tmp_path / "x")]) == 2
+        assert words in " ".join(capsys.readouterr().err.split())
+        assert not (tmp_path / "x").exists() and not (tmp_path / "x.part").exists()
+    change = {"model.layers.0.w": torch.ones(1)}
+    for call in (
+        lambda: m.soup([change], [math.nan]),
+        lambda: m.task_vectors(change, [change], [math.inf]),
+        lambda: m.dare(change, math.nan),
+        lambda: m.lines(change, math.nan, 1.0),
+    ):
+        with pytest.raises(m.MergeFault, match=r"not (nan|inf)"):
+            call()
+
+
+def test_a_checkpoint_that_is_broken_is_named(checkpoints, tmp_path, capsys):
+    _, one, two = checkpoints
+    broken = tmp_path / "broken"
+    weights = m.read_weights(two)
+    m.write_weights(weights, two, broken)
+    weights["model.norm.weight"][3] = math.nan
+    with pytest.raises(m.MergeFault, match=r"model\.norm\.weight, .* is not written"):
+        m.write_weights(weights, two, tmp_path / "x")
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    command = ["merge", str(one), str(broken), "--out", str(tmp_path / "x")]
+    assert run(command) == 2
+    words = f"{broken} has a broken tensor, model.norm.weight, of whose 32 numbers 1 are NaN"
+    assert words in capsys.readouterr().err
+    file = broken / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    assert run(command) == 2
+    assert f"{file} is damaged" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def retold(source: Path, out: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """A copy of a checkpoint with another tokenizer.json."""
+    shutil.copytree(source, out)
+    data = json.loads((out / "tokenizer.json").read_text())
+    change(data)
+    (out / "tokenizer.json").write_text(json.dumps(data))
+    return out
+
+
+def swap(data: dict[str, Any]) -> None:
+    vocabulary = data["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+
+
+def add(data: dict[str, Any]) -> None:
+    data["added_tokens"].append({**data["added_tokens"][0], "id": 310, "content": "<tool>"})
+
+
+def mark(data: dict[str, Any]) -> None:
+    data["added_tokens"].append({**data["added_tokens"][0], "id": data["model"]["vocab"]["a"], "content": "a"})
+
+
+def turn(data: dict[str, Any]) -> None:
+    data["model"]["merges"].reverse()
+
+
+def cut(data: dict[str, Any]) -> None:
+    data["model"]["merges"].pop()
+
+
+def pad(data: dict[str, Any]) -> None:
+    """What changes no id's meaning: padding, truncation, and merges as texts, as older files have them."""
+    data["padding"] = {"strategy": "BatchLongest", "direction": "Left", "pad_to_multiple_of": None, "pad_id": 0,
+                       "pad_type_id": 0, "pad_token": "<|endoftext|>"}  # fmt: skip
+    data["truncation"] = {"direction": "Right", "max_length": 9, "strategy": "LongestFirst", "stride": 0}
+    data["model"]["merges"] = [" ".join(pair) for pair in data["model"]["merges"]]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(swap, r"token \d+ is '[ab]' in the one and '[ab]' in the other"),
+     (add, "only one has the token '<tool>' with the id 310"),
+     (mark, "only one has the added token 'a'"), (turn, "merges differ from number 0 on"),
+     (cut, "one has more merges")],
+)  # fmt: skip
+def test_other_tokenizers_are_refused(checkpoints, tmp_path, capsys, change, words):
+    base, one, two = checkpoints
+    other = retold(two, tmp_path / "other", change)
+    for command in ([str(one), str(other)], [str(other), "--method", "task", "--base", str(base)]):
+        assert run(["merge", *command, "--out", str(tmp_path / "x")]) == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert re.search(words, said) and "the same token id means different text" in said and str(other) in said
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_tokenizer_that_means_the_same_is_not_refused(checkpoints, tmp_path, capsys):
+    _, one, two = checkpoints
+    other = retold(two, tmp_path / "other", pad)
+    bare = retold(two, tmp_path / "bare", swap)
+    (bare / "tokenizer.json").unlink()  # compared by its weights alone
+    assert run(["merge", str(one), str(other), str(bare), "--out", str(tmp_path / "soup")]) == 0
+    (other / "tokenizer.json").write_text("{")
+    assert run(["merge", str(one), str(other), "--out", str(tmp_path / "x")]) == 2
+    assert f"{other / 'tokenizer.json'} is damaged" in capsys.readouterr().err
+
+
+def test_the_ids_of_a_unigram_vocabulary_are_its_places(tmp_path):
+    for name, pieces in (("one", [["<unk>", 0.0], ["a", -1.5]]), ("two", [["a", -1.5], ["<unk>", 0.0]])):
+        (tmp_path / name).mkdir()
+        data = {"model": {"type": "Unigram", "vocab": pieces}, "added_tokens": None}
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps(data))
+    one, two = tmp_path / "one", tmp_path / "two"
+    m.check_vocabularies([one, one, tmp_path])
+    with pytest.raises(m.MergeFault, match="token 0 is '<unk>' in the one and 'a' in the other"):
+        m.check_vocabularies([one, two])
+
+
+def test_the_command_makes_a_greedy_soup_by_success(checkpoints, tmp_path, capsys, monkeypatch):
     _, one, two = map(str, checkpoints)
     command = ["merge", one, two, "--method", "greedy", "--env", "gymrl/CodeInterpreter-v0", "--tasks", "2"]
+    assert run([*command, "--out", str(tmp_path / "best")]) == 2  # nobody wins: nothing is chosen
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the best model alone scores 0.000" in said and "--param KEY=VALUE" in said and "--suite" in said
+    assert not (tmp_path / "best").exists()
+    summarise = evaluation.summarise
+    monkeypatch.setattr(evaluation, "summarise", lambda *of: replace(summarise(*of), success=0.5))
     assert run([*command, "--out", str(tmp_path / "best")]) == 0
-    assert "joined: " + one in capsys.readouterr().out  # nobody wins: nothing falls, both join
+    assert "joined: " + one in capsys.readouterr().out  # nothing falls: both join
     for wrong, words in (
         (["--method", "greedy"], "--suite and --env"),
         (

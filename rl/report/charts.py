@@ -11,7 +11,6 @@ from gymrl.rl.report.files import Curve
 from gymrl.rl.report.metrics import (
     GROUPS,
     SMOOTHING,
-    STAGES,
     Metric,
     Points,
     Shares,
@@ -22,6 +21,7 @@ from gymrl.rl.report.metrics import (
     thin,
     time_shares,
 )
+from gymrl.rl.report.stages import named
 
 WIDTH, HEIGHT = 300, 168
 LEFT, RIGHT, TOP, BOTTOM = 46, 296, 8, 142
@@ -105,12 +105,13 @@ class Scale:
         return 10.0**value if self.log else value
 
 
-def draw_stages(curves: Sequence[Curve]) -> tuple[list[ChartStage], int]:
-    """The charts of every stage, and how many metrics were left out because there are too many."""
-    ordered = sorted(curves, key=lambda c: (c.stage != "rl", c.stage != "sft", c.stage, *rank(c)))
+def draw_stages(curves: Sequence[Curve], order: Sequence[str]) -> tuple[list[ChartStage], int]:
+    """The charts of every stage, in this order, and how many metrics were left out because there are too many: the
+    known ones stay."""
+    ordered = sorted(curves, key=rank)
     kept = ordered[:MOST_CHARTS]
     points = max(40, min(POINTS, 9600 // max(1, len(kept))))
-    names = dict.fromkeys(curve.stage for curve in kept)
+    names = sorted({curve.stage for curve in kept}, key=order.index)
     stages = [_draw_stage(name, [c for c in kept if c.stage == name], points) for name in names]
     return stages, len(curves) - len(kept)
 
@@ -138,7 +139,7 @@ def _draw_stage(name: str, curves: Sequence[Curve], most: int) -> ChartStage:
         steps += f" · up to {stride} a point: the line is their mean, the band their range"
     return ChartStage(
         name,
-        STAGES.get(name, name or "Metrics"),
+        named(name).title,
         steps,
         [ChartGroup(group, charts[group], still[group]) for group in GROUPS if charts[group] or still[group]],
     )

@@ -8,7 +8,7 @@ import math
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from gymrl.agents.records import Episode, Turn, episode_from_json
 from gymrl.envs.records import Message, ToolCall
 from gymrl.rl.report.files import read_episodes
+from gymrl.rl.report.stages import NAMES, heading, named
 
 Kind = Literal["success", "failure", "void", "invalid"]
 KINDS: tuple[Kind, ...] = ("success", "failure", "void", "invalid")
@@ -117,13 +118,14 @@ def kind_of(episode: Episode) -> Kind:
     return "void" if episode.void else "failure"
 
 
-def choose_shelves(run: Path) -> list[Shelf]:
-    """A few episodes of every stage: successes, failures, void and invalid ones, within the budgets of size."""
+def choose_shelves(run: Path, order: Sequence[str] = tuple(NAMES)) -> list[Shelf]:
+    """A few episodes of every stage, in this order: successes, failures, void and invalid ones, within the budgets of
+    size."""
     # Until the run has ended the tokenizer is only beside a checkpoint.
     files = [run / "policy" / "tokenizer.json", *sorted(run.glob("checkpoints/*/tokenizer.json"))]
     viewer = Viewer(next(filter(None, map(load_tokenizer, files)), None))
     shelves, budget = [], BUDGET
-    sources = list(_sources(run / "episodes"))
+    sources = list(_sources(run / "episodes", order))
     for place, (title, path, wanted) in enumerate(sources):
         shown, cost = sample(path, wanted, viewer, budget // (len(sources) - place))
         budget -= cost
@@ -136,27 +138,26 @@ _FULL: dict[Kind, int] = {"success": 2, "failure": 2, "void": 1, "invalid": 1}
 _BRIEF: dict[Kind, int] = {"success": 1, "failure": 1, "void": 1, "invalid": 1}
 
 
-def _sources(folder: Path) -> Iterator[tuple[str, Path, dict[Kind, int]]]:
-    """Title, file and how many episodes of each kind, in the order of the run."""
-    names = {"eval-base": "Before training", "eval-sft": "After SFT", "eval-rl": "After RL"}
-    found = _files(folder)
-    order = ("eval-base", "demonstrations", "eval-sft")
-    first = [path for name in order for path in found if path.stem == name]
-    last = [path for path in found if path.stem == "eval-rl"]
-    rest = [path for path in found if path not in first and path not in last]
-    for path in first:
-        wanted: dict[Kind, int] = {"success": 1} if path.stem == "demonstrations" else _FULL
-        yield names.get(path.stem, "Demonstrations"), path, wanted
-    steps = _files(folder / "rl")
-    most = 4
-    if len(steps) > most:
-        steps = [steps[round(i * (len(steps) - 1) / (most - 1))] for i in range(most)]
-    for path in steps:
-        yield f"RL, step {path.stem.lstrip('0') or '0'}", path, _BRIEF
-    for path in last:
-        yield names[path.stem], path, _FULL
-    for path in rest[:8]:
+def _sources(folder: Path, order: Sequence[str]) -> Iterator[tuple[str, Path, dict[Kind, int]]]:
+    """Title, file and how many episodes of each kind, in the order of the run: what a stage played, then the evaluation
+    after it."""
+    rest = {path.stem: path for path in _files(folder)}
+    for stage in order:
+        for path in _few(_files(folder / stage)) if stage in NAMES else ():
+            yield f"{named(stage).brief}, step {path.stem.lstrip('0') or '0'}", path, _BRIEF
+        if f"eval-{stage}" in rest:
+            yield heading(stage), rest.pop(f"eval-{stage}"), _FULL
+        if stage == "base" and "demonstrations" in rest:
+            yield "Demonstrations", rest.pop("demonstrations"), {"success": 1}
+    for path in [*rest.values()][:8]:
         yield path.stem, path, _BRIEF
+
+
+def _few(files: list[Path], most: int = 4) -> list[Path]:
+    """The first, the last, and some between them."""
+    if len(files) <= most:
+        return files
+    return [files[round(i * (len(files) - 1) / (most - 1))] for i in range(most)]
 
 
 def _files(folder: Path) -> list[Path]:

@@ -21,13 +21,6 @@ GROUPS = (
     "Time",
     "Other",
 )
-STAGES = {
-    "sft": "Supervised fine-tuning",
-    "rl": "Reinforcement learning",
-    "rft": "Rejection sampling",
-    "preference": "Preference learning",
-    "es": "Evolution strategies",
-}
 SMOOTHING = 0.8
 
 

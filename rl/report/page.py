@@ -16,16 +16,9 @@ from markupsafe import Markup
 from gymrl.rl.report import charts, episodes
 from gymrl.rl.report.files import Stage, read_curves, read_summary, read_text
 from gymrl.rl.report.metrics import SMOOTHING
+from gymrl.rl.report.stages import heading, named, run_order
 
 HERE = Path(__file__).parent
-STAGE_NAMES = {
-    "base": "Before training",
-    "sft": "After SFT",
-    "rl": "After RL",
-    "rft": "After rejection sampling",
-    "preference": "After preference learning",
-    "es": "After evolution strategies",
-}
 MOST_CAUSES = 20
 MOST_RECIPE = 60_000
 
@@ -70,7 +63,9 @@ def write_report(run: Path) -> Path:
 def render(run: Path) -> str:
     """The page of a run folder."""
     summary = read_summary(run)
-    stages, left_out = charts.draw_stages(read_curves(run))
+    curves = read_curves(run)
+    order = run_order(run, summary, (curve.stage for curve in curves))
+    stages, left_out = charts.draw_stages(curves, order)
     drawings = [chart for stage in stages for group in stage.groups for chart in group.charts]
     recipe = read_text(run / "recipe.toml", MOST_RECIPE)
     script = (HERE / "report.js").read_text(encoding="utf-8")
@@ -89,7 +84,7 @@ def render(run: Path) -> str:
         box=box,
         smoothing=SMOOTHING,
         causes=[("Invalid episodes", _causes(summary.invalid)), ("Void turns", _causes(summary.void))],
-        shelves=episodes.choose_shelves(run),
+        shelves=episodes.choose_shelves(run, order),
         kinds=episodes.KINDS,
         recipe=[f"{part}\n\n" for part in recipe.strip().split("\n\n")] if recipe.strip() else [],
         recipe_cut=len(recipe) == MOST_RECIPE,
@@ -116,8 +111,7 @@ def verdict(stages: tuple[Stage, ...]) -> str:
     """The headline in one sentence; '' where nothing was evaluated."""
     if not stages:
         return ""
-    words = {"base": "before training", "sft": "after SFT", "rl": "after RL"}
-    told = [f"{percent(stage.success)} {words.get(stage.name, f'at {stage.name}')}" for stage in stages]
+    told = [f"{percent(stage.success)} {named(stage.name).after}" for stage in stages]
     return f"Success on held-out tasks: {', '.join(told)}."
 
 
@@ -153,7 +147,7 @@ def duration(seconds: float | None) -> str:
 def _row(stage: Stage) -> Row:
     low, at, high = (100 * min(1.0, max(0.0, value)) for value in (stage.low, stage.success, stage.high))
     return Row(
-        STAGE_NAMES.get(stage.name, stage.name),
+        heading(stage.name),
         percent(stage.success),
         f"{100 * stage.low:.1f} to {percent(stage.high)}",
         round(low, 2), round(at, 2), round(max(low, high), 2),

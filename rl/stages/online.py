@@ -18,7 +18,7 @@ from gymrl.rl.batches import TokenSequence
 from gymrl.rl.critic import Critic, CriticSettings
 from gymrl.rl.curricula import Curriculum, by_potential
 from gymrl.rl.demonstrations import DemonstrationFault, tokenise
-from gymrl.rl.merging import check_alike, read_weights, soup, write_weights
+from gymrl.rl.merging import check_alike, check_vocabularies, read_weights, soup, write_weights
 from gymrl.rl.policy import PolicyFault
 from gymrl.rl.recipes.models import CurriculumSection, PrefixSection
 from gymrl.rl.reference import Reference, WithoutAdapter
@@ -176,6 +176,7 @@ def _soup(shop: Workshop, folders: list[Path]) -> Path:
     if not out.exists():
         models = [read_weights(folder) for folder in folders]
         check_alike([read_weights(shop.started), *models], ["the policy", *map(str, folders)])
+        check_vocabularies([shop.started, *folders])
         write_weights(soup(models), shop.started, out)
     return out
 
