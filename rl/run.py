@@ -142,6 +142,8 @@ class Run:
         """What is not as it was when the run began: settings, and sources of algorithms."""
         if changed:
             self.folder.write_text("recipe.toml", dump(self.recipe))
+            if any(setting.startswith(("data=", "sft.")) for setting in changed):  # the run's copy is of other ones
+                (self.folder.path / "episodes" / "demonstrations.jsonl").unlink(missing_ok=True)
             at = {"phase": self.progress.phase, "step": self.progress.step, "set": list(changed)}
             self.summary["changed"] = [*self.summary.get("changed", []), at]
         now = own_sources(self.recipe)

@@ -15,6 +15,7 @@ from gymrl.agents.records import Episode
 from gymrl.agents.rollout import RolloutSettings
 from gymrl.envs.workers import EnvPool
 from gymrl.rl.adapters import AdapterSettings
+from gymrl.rl.algorithms import find
 from gymrl.rl.batches import TokenSequence, sequences_of
 from gymrl.rl.crew import check_crew, open_learner
 from gymrl.rl.demonstrations import demonstrate, read_demonstrations, tokenise
@@ -22,6 +23,7 @@ from gymrl.rl.display import Display
 from gymrl.rl.folder import RunFolder
 from gymrl.rl.learner import LearnerSettings
 from gymrl.rl.policy import load_renderer, start_policy
+from gymrl.rl.preference_files import read_preferences
 from gymrl.rl.recipes import Recipe
 from gymrl.rl.supervised.agent import GuidedAgent
 from gymrl.rl.supervised.key_tokens import with_keys
@@ -72,6 +74,7 @@ class Workshop:
             self._as_tokens(episode) for episode in demonstrations
         ]
         self._check_context()
+        self._check_preferences()
 
     def open(self, source: Path, state: dict[str, Any]) -> None:
         """Learner and engine with the weights of `source`; `state` is the learner's, if it is not fresh."""
@@ -154,6 +157,14 @@ class Workshop:
                 f"the longest demonstration has {longest} tokens, engine.max_context is "
                 f"{self.recipe.engine.max_context}: set engine.max_context={-(-longest // 64) * 64} or more"
             )
+
+    def _check_preferences(self) -> None:
+        """Read the file that preferences are learnt from once before anything is trained, so that a fault shows now."""
+        p = self.recipe.preference
+        if p is not None and p.data and "preference" in self.recipe.stages:
+            paired = "win_Q" in find("preference", p.loss.name).inputs
+            many = len(self.renderer.tokenizer)
+            read_preferences(Path(p.data), self.renderer, many, paired, p.longest, lambda _: None)
 
     def close(self) -> None:
         """Close environments, engine and trackers."""

@@ -110,6 +110,18 @@ def test_a_run_goes_on_where_its_demonstrations_have_gone(tmp_path, monkeypatch)
     assert train(None, [], tmp_path / "run") == 0
 
 
+def test_a_resumed_run_learns_from_the_demonstrations_that_it_is_given(tmp_path, monkeypatch):
+    assert train("quickstart", [*SMALL, 'stages=["sft"]'], None, tmp_path / "first") == 0
+    shown = (tmp_path / "first" / "episodes" / "demonstrations.jsonl").read_text().splitlines(True)
+    for name, part in (("one", shown[:5]), ("two", shown[5:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(part))
+    cut(tmp_path / "run", [f"data={tmp_path}/one.jsonl"], monkeypatch)
+    copy = tmp_path / "run" / "episodes" / "demonstrations.jsonl"
+    assert len(copy.read_text().splitlines()) == 5
+    assert train(None, [f"data={tmp_path}/two.jsonl"], tmp_path / "run") == 0
+    assert len(copy.read_text().splitlines()) == 3
+
+
 def test_a_recipe_means_the_same_from_every_folder(tmp_path, monkeypatch):
     (tmp_path / "shown.jsonl").write_text("")
     (tmp_path / "ref").mkdir()
