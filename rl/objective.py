@@ -57,6 +57,8 @@ class Objective:
             "mismatch_max": gap_N.max(),
             "importance_truncated": (cut_N & sampled_N).sum(),
         }
+        if batch.old_N is not None:
+            reports["approx_kl"] = kl(lp_N.detach(), batch.old_N, "k3")[sampled_N].sum()
         if batch.ref_N is not None:
             reports["kl"] = kl(lp_N.detach(), batch.ref_N, "k3")[sampled_N].sum()
             if self.penalty is not None:

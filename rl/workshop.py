@@ -70,6 +70,9 @@ class Workshop:
         if not self.base.exists():
             folder.write_checkpoint("base", lambda path: start_policy(recipe, demonstrations, path), {})
         self.renderer = load_renderer(self.base)
+        blank, many = recipe.sft.tokens.blank if recipe.sft.tokens else 0, len(self.renderer.tokenizer)
+        if blank >= many:
+            raise ValueError(f"sft.tokens.blank={blank} is no token of this policy: it has 0 to {many - 1}")
         self.demonstrations: list[list[TokenSequence]] = [
             self._as_tokens(episode) for episode in demonstrations
         ]

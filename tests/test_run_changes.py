@@ -182,3 +182,8 @@ def test_looks_on_the_way_keep_the_best_and_change_nothing(tmp_path, monkeypatch
     assert len([row for row in rows(tmp_path / "whole", "sft") if "val/success" in row]) == 20
     for stage in ("sft", "rl"):
         AutoModelForCausalLM.from_pretrained(tmp_path / "whole" / "checkpoints" / f"{stage}-best")
+
+
+def test_a_blank_that_is_no_token_is_named_before_anything_is_trained(tmp_path):
+    with pytest.raises(ValueError, match=r"sft\.tokens\.blank=999999 is no token of this policy"):
+        train("quickstart", [*SMALL, "sft.tokens={blank=999999, masked=0.2}"], None, tmp_path / "run")
