@@ -85,6 +85,7 @@ def merge(
     loading()
     from gymrl.rl import merging as m
 
+    m.check_out(out)
     m.check_vocabularies([base, *models] if base is not None else models)
     found = [m.read_weights(path) for path in models]
     names = [str(path) for path in models]

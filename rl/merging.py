@@ -44,11 +44,18 @@ def read_weights(folder: Path) -> Weights:
     return found
 
 
+def check_out(out: Path) -> None:
+    """Raise MergeFault if a checkpoint cannot be written there: something is there already."""
+    if out.exists() and not out.is_dir():
+        raise MergeFault(f"{out} is a file: name a folder that is empty, or none yet")
+    if out.exists() and any(out.iterdir()):
+        raise MergeFault(f"{out} is not empty: name a folder that is")
+
+
 def write_weights(weights: Weights, like: Path, out: Path) -> None:
     """A checkpoint with these weights and everything else (config, tokenizer) of `like`. Raises MergeFault if `out`
     holds something already, or a tensor is not finite."""
-    if out.exists() and any(out.iterdir()):
-        raise MergeFault(f"{out} is not empty: name a folder that is")
+    check_out(out)
     if broken := not_finite(weights.items()):
         raise MergeFault(
             f"the merged checkpoint would have a broken tensor, {broken}, and is not written: take smaller weights"

@@ -145,6 +145,7 @@ STATEFUL = {
     "evolution": ["algo=es", "es.steps=3"],
     "prefixes": ["algo=prefix-rft"],
     "notes": ["algo=nat", *GUESS, "rft.steps=3"],
+    "epochs": ["algo=ppo", "rl.updates=2", "rl.epochs=2"],
     "supervised": ['stages=["sft"]', "sft.steps=4"],
     "anchor": ["algo=anchored-dft", "sft.steps=4"],
     "critic of turns, alone at first": ["algo=ppo-two-level", "rl.critic.warmup=1"],
@@ -197,6 +198,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(case, tmp_path, monkeypatch):
 
 REFUSED = [
     (["rl.loss=reinforce", "rl.updates=2"], "no ratio"),
+    (["rl.loss=reinforce", "rl.epochs=2"], "no ratio"),
     (["rl.group=1"], "one alone says nothing"),
     (["algo=rloo", "rl.group=1"], "'rloo' compares a group's episodes"),
     (["rl.advantage=gae"], "needs values: add [rl.critic]"),

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from gymrl.agents.ragged import NAME
 from gymrl.agents.records import Episode, Turn
 from gymrl.envs.records import Message, TaskSpec
-from gymrl.rl.batches import TOLD, make_batch, sequences_of
+from gymrl.rl.batches import TOLD, at_actions, make_batch, sequences_of
 from gymrl.rl.learner import Learner, LearnerSettings
 from gymrl.rl.objective import loss_of_settings
 from gymrl.rl.recipes.models import RlSection
@@ -102,6 +102,27 @@ def test_more_updates_than_sequences_are_as_many_as_there_are():
     two, many = (_update(learner(), data, RlSection(updates=n), 1.0, 1e-3) for n in (2, 50))
     assert two == many and two["skipped"] == 0
     assert two["approx_kl"] > 0  # the second update sees what the first has moved
+
+
+def test_epochs_go_through_the_same_parts_again():
+    """Two epochs are the steps of two updates taken twice, all against the policy before the first of them."""
+    task = TaskSpec.make("toy/Toy-v0", "1", "train", 0)
+    data = [
+        s
+        for ids, worth in (((5, 6, 7), 1.0), ((8, 9), -1.0))
+        for s in sequences_of(Episode(task, (turn(ids, False, 0),), "terminated"), advantage=worth)
+    ]
+    settings = RlSection(updates=2, epochs=2, correction={"name": "none"})
+    ours, plain = learner(), learner()
+    found = _update(ours, data, settings, 1.0, 1e-3)
+    scored = plain.score(data)
+    held = [replace(s, old=at_actions(s, lp)) for s, lp in zip(data, scored, strict=True)]
+    loss_of = loss_of_settings(settings)
+    steps = [plain.step([held[n % 2]], [1 / held[n % 2].actions], loss_of, 1e-3) for n in range(4)]
+    for mine, theirs in zip(ours.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert ours.updates == 4 and found["actions"] == 10
+    assert found["grad_norm"] == pytest.approx(sum(step.grad_norm for step in steps) / 4)
 
 
 def test_a_correction_that_leaves_no_token_is_a_trouble():

@@ -149,6 +149,7 @@ def test_the_command_writes_a_checkpoint_that_loads(checkpoints, tmp_path, capsy
     capsys.readouterr()
     for wrong, words in (
         (["merge", one, two, "--out", str(tmp_path / "soup")], "is not empty"),
+        (["merge", one, two, "--out", f"{one}/config.json"], "is a file"),
         (["merge", one, str(tmp_path), "--out", str(tmp_path / "x")], "is no checkpoint"),
         (["merge", one, two, "--weights", "1", "--out", str(tmp_path / "x")], "give one for each"),
         (["merge", one, "--drop", "0.5", "--out", str(tmp_path / "x")], "--method task"),

@@ -111,10 +111,10 @@ def _rl(recipe: Recipe) -> None:
         raise ValueError(
             f"rl.aggregation.length is the divisor of rl.aggregation = 'constant', not of {rl.aggregation.name!r}"
         )
-    if rl.loss.name == "reinforce" and rl.updates > 1:
+    if rl.loss.name == "reinforce" and rl.updates * rl.epochs > 1:
         raise ValueError(
             "rl.loss = 'reinforce' has no ratio: from the second update on the samples are of another policy; "
-            "set rl.updates=1 or take rl.loss = 'clip'"
+            "set rl.updates=1 and rl.epochs=1, or take rl.loss = 'clip'"
         )
     anchored = recipe.sft.tokens is not None and recipe.sft.tokens.anchor > 0
     if rl.sft_weight and anchored and "sft" not in recipe.stages:

@@ -166,8 +166,7 @@ class SftSection(Section):
         200, ge=1, description="tasks that the oracle plays, from the head of the training split"
     )
     params: dict[str, Any] = Field(
-        default_factory=dict,
-        description="environment parameters of the demonstrations alone, over env.params",
+        default_factory=dict, description="environment parameters of the demonstrations alone, over env.params"
     )
     data: str = Field("", description="a file of episodes; its successes are learnt from, not the oracle")
     steps: int = Field(300, ge=1, description="optimiser steps")
@@ -243,7 +242,8 @@ class RlSection(Section):
     group: int = Field(8, ge=1, description="rollouts of each task")
     lr: float = Field(1e-4, gt=0, description="peak learning rate")
     schedule: RlSchedule = RlSchedule()
-    updates: int = Field(1, ge=1, description="optimiser steps on each step's rollouts")
+    updates: int = Field(1, ge=1, description="parts of each step's rollouts, each an optimiser step")
+    epochs: int = Field(1, ge=1, description="times that each step's rollouts are gone through")
     advantage: Part = Field(
         Part(name="grpo"),
         description="grpo, drgrpo, rloo, maxrl, remax, reinforce++, gigpo, gae, turn-gae, two-level-gae, or your own",

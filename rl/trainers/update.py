@@ -158,16 +158,16 @@ def _teach(
             at += sequence.actions
     seen: dict[str, float] = {}
     skipped = 0
-    updates = _updates(settings, sequences)
-    for number in range(updates):
-        seen = critic.step(sequences[number::updates], settings.critic.lr)
+    parts = _parts(settings, sequences)
+    for part in range(parts * settings.epochs):
+        seen = critic.step(sequences[part % parts :: parts], settings.critic.lr)
         skipped += int(seen["value_skipped"])
     lost = any(not np.isfinite(values).all() for row in judged.values or [] for values in row)
     return seen | {"value_skipped": max(skipped, int(lost))}
 
 
-def _updates(settings: RlSection, sequences: Sequence[TokenSequence]) -> int:
-    """How many optimiser steps a step's sequences are spread over: none without a sequence."""
+def _parts(settings: RlSection, sequences: Sequence[TokenSequence]) -> int:
+    """How many disjoint parts a step's sequences are cut into, each for an optimiser step: none without a sequence."""
     return max(1, min(settings.updates, len(sequences)))
 
 
@@ -175,7 +175,8 @@ def _update(
     learner: Learner, sequences: list[TokenSequence], settings: RlSection, temperature: float, lr: float,
     reference: Reference | None = None, shown: Sequence[TokenSequence] = (), look: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """The optimiser steps on one step's sequences: `updates` disjoint parts of them, one after the other."""
+    """The optimiser steps on one step's sequences: `updates` disjoint parts of them, one after the other, and that
+    `epochs` times."""
     corrector = find("correction", settings.correction.name)
     sampled = len(sequences)
     ones = [np.where(s.action, np.float32(1), np.float32(0)) for s in shown]
@@ -184,7 +185,7 @@ def _update(
         for s, one in zip(shown, ones, strict=True)
     ]
     # The policy before the update: with one update it is the policy that is being differentiated.
-    if settings.updates > 1 or corrector.masks:
+    if settings.updates * settings.epochs > 1 or corrector.masks:
         scored = learner.score(sequences, temperature)
         sequences = [replace(s, old=at_actions(s, lp)) for s, lp in zip(sequences, scored, strict=True)]
     if reference is not None:
@@ -202,18 +203,20 @@ def _update(
     loss_of = loss_of_settings(settings)
     sums: dict[str, float] = {}
     totals = {"loss": 0.0, "grad_norm": 0.0, "tokens": 0, "actions": 0, "skipped": 0}
-    updates = _updates(settings, sequences[:sampled])
-    for number in range(updates):
-        part = sequences[:sampled][number::updates]
+    parts = _parts(settings, sequences[:sampled])
+    updates = parts * settings.epochs
+    for update in range(updates):
+        number = update % parts
+        part = sequences[:sampled][number::parts]
         counts = torch.tensor([s.actions for s in part], dtype=torch.long)
         weights_S = token_weights(counts, settings.aggregation.name, settings.aggregation.length).tolist()
-        guides = sequences[sampled:][number::updates]
+        guides = sequences[sampled:][number::parts]
         told = float(sum(s.advantage.sum(dtype=np.float64) for s in guides))
         share = settings.sft_weight / told if told else 0.0
         part, weights_S = part + guides, weights_S + [share] * len(guides)
         # Tokens without advantage have no gradient: they count in the weights, but need no forward pass.
         live = [i for i, s in enumerate(part) if s.actions and (kl_in_loss or s.advantage.any())]
-        if look and number == 0:
+        if look and update == 0:
             norms = learner.gradient_norms(
                 [part[i] for i in live],
                 [weights_S[i] for i in live],
