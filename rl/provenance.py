@@ -1,4 +1,4 @@
-"""Where a run's results come from: versions of libraries, sources of algorithms, weights that can still be told."""
+"""Where a run's results come from: versions of libraries, sources of algorithms, what a resumed run may change."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path
 
 import torch
 
+from gymrl.rl.folder import Progress, RunFault
 from gymrl.rl.learner import Learner
 from gymrl.rl.recipes import Recipe
+from gymrl.rl.stages import steps_in
 
 
 def own_sources(recipe: Recipe) -> dict[str, str]:
@@ -23,6 +25,21 @@ def own_sources(recipe: Recipe) -> dict[str, str]:
 
 def finite_weights(learner: Learner) -> bool:
     return all(bool(torch.isfinite(tensor).all()) for _, tensor in learner.weights())
+
+
+def check_changes(before: Recipe, now: Recipe, progress: Progress) -> None:
+    """Raise RunFault where a resumed run's stages are not those that it began with, or it has done more steps."""
+    begun = progress.phase // 2 + (progress.phase % 2 == 1 and progress.step > 0)
+    if now.stages[:begun] != before.stages[:begun]:
+        raise RunFault(
+            f"stages = {now.stages}: the run has been through {before.stages[:begun]}, and only what comes after can "
+            "be changed; start a new run with model.path instead"
+        )
+    name = now.stages[progress.phase // 2] if progress.phase % 2 else ""
+    if name and progress.step > (total := steps_in(now, name)):
+        raise RunFault(
+            f"{name} has done {progress.step} steps, more than the {total} that it is to have: give it as many or more"
+        )
 
 
 def versions() -> dict[str, str]:

@@ -26,10 +26,10 @@ from gymrl.rl.display import Display
 from gymrl.rl.folder import Progress, RunFault, RunFolder
 from gymrl.rl.memory import keep_freed_memory
 from gymrl.rl.policy import check_source
-from gymrl.rl.provenance import finite_weights, own_sources, versions
+from gymrl.rl.provenance import check_changes, finite_weights, own_sources, versions
 from gymrl.rl.recipes import Recipe, anchored, dump, load
 from gymrl.rl.report import write_report
-from gymrl.rl.stages import open_stage, steps_of
+from gymrl.rl.stages import open_stage, steps_in
 from gymrl.rl.trainers.online import check_engine
 from gymrl.rl.workshop import Workshop
 
@@ -55,13 +55,14 @@ def train(
     if resume is not None:
         folder = RunFolder.open(resume)
         if folder.finished():
+            given = f" ({', '.join(overrides)} would be of a new run)" if overrides else ""
             Display().note(
-                f"{resume} is finished, nothing is left to do; the same recipe anew: gymrl train {resume}/recipe.toml"
+                f"{resume} is finished, nothing is left to do{given}; the same recipe anew: gymrl train "
+                f"{resume}/recipe.toml, or on from its policy with model.path={resume}/policy"
             )
             return 0
         resolved = anchored(load(folder.path / "recipe.toml", overrides, resumed=True))
-        before = load(folder.path / "recipe.toml", resumed=True)
-        check_stages(before.stages, resolved.stages, folder.progress())
+        check_changes(load(folder.path / "recipe.toml", resumed=True), resolved, folder.progress())
         pool = open_pool(resolved)
     else:
         resolved = anchored(load(recipe or "quickstart", overrides))
@@ -90,16 +91,6 @@ def train(
             raise
         finally:
             run.close()
-
-
-def check_stages(before: Sequence[str], now: Sequence[str], progress: Progress) -> None:
-    """Raise RunFault where a resumed run's stages are not those that it began with."""
-    begun = progress.phase // 2 + (progress.phase % 2 == 1 and progress.step > 0)
-    if list(now[:begun]) != list(before[:begun]):
-        raise RunFault(
-            f"stages = {list(now)}: the run has been through {list(before[:begun])}, and only what comes after can be "
-            "changed; start a new run with model.path instead"
-        )
 
 
 def open_pool(recipe: Recipe) -> EnvPool:
@@ -160,6 +151,8 @@ class Run:
         try:
             self._prepare()
             while self.progress.phase < len(self.phases):
+                if self.stopping:
+                    raise Interrupted
                 name = self.phases[self.progress.phase]
                 if name.startswith("evaluate "):
                     self._evaluate(name.removeprefix("evaluate "))
@@ -332,7 +325,7 @@ class Run:
 
     def _steps_done(self) -> dict[str, int]:
         """Steps of each stage that the checkpoint holds."""
-        done = {name: steps_of(name, self.shop) for name in self.phases[: self.progress.phase]}
+        done = {name: steps_in(self.recipe, name) for name in self.phases[: self.progress.phase]}
         if self.progress.phase < len(self.phases):
             done[self.phases[self.progress.phase]] = self.progress.step
         return done

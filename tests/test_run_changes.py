@@ -4,6 +4,7 @@ says of steps that taught nothing."""
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import tomllib
 from pathlib import Path
@@ -15,7 +16,8 @@ from gymrl.agents.episodes import read_jsonl
 from gymrl.envs import Action, Environment, register
 from gymrl.rl.folder import RunFault, RunFolder
 from gymrl.rl.recipes import anchored, load
-from gymrl.rl.run import train
+from gymrl.rl.run import INTERRUPTED, train
+from gymrl.rl.workshop import Workshop
 
 sys.path.insert(0, str(Path(__file__).parent))
 import toy_env  # noqa: F401  (registers toy/Letters-v0)
@@ -69,12 +71,12 @@ def bare(row: dict) -> dict:
     return {key: value for key, value in row.items() if not key.startswith("time/")}
 
 
-def cut(out: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that ends by an error in its second RL step."""
+def cut(out: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch, at: int = 1) -> None:
+    """A run that ends by an error in an RL step, the second one if nothing is said."""
     log = RunFolder.log
 
     def broken(self: RunFolder, found: dict) -> None:
-        if found["stage"] == "rl" and found["step"] == 1:
+        if found["stage"] == "rl" and found["step"] == at:
             raise RuntimeError("the power fails")
         log(self, found)
 
@@ -97,6 +99,32 @@ def test_what_a_resumed_run_changes_is_in_its_recipe_and_its_summary(tmp_path, m
     summary = json.loads((run / "summary.json").read_text())
     assert summary["status"] == "finished" and [s["name"] for s in summary["stages"]] == ["base", "sft", "rl", "rft"]
     assert summary["changed"] == [{"phase": 3, "step": 1, "set": wanted}]
+
+
+def test_fewer_steps_than_are_done_are_refused(tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    cut(run, [], monkeypatch, at=2)
+    with pytest.raises(RunFault, match="rl has done 2 steps, more than the 1"):
+        train(None, ["rl.steps=1"], run)
+    assert load(run / "recipe.toml").rl.steps == 3
+    assert train(None, [], run) == 0
+    capsys.readouterr()
+    assert train(None, ["rl.steps=9"], run) == 0
+    assert "rl.steps=9 would be of a new run" in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_interruption_before_the_first_evaluation_is_heard_there(tmp_path, monkeypatch):
+    prepare = Workshop.prepare
+
+    def interrupted(self):
+        prepare(self)
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Workshop, "prepare", interrupted)
+        assert train("quickstart", SMALL, None, tmp_path / "run") == INTERRUPTED
+    assert not list((tmp_path / "run" / "episodes").glob("eval-*"))
+    assert train(None, [], tmp_path / "run") == 0
 
 
 def test_a_run_goes_on_where_its_demonstrations_have_gone(tmp_path, monkeypatch):

@@ -126,7 +126,7 @@ class EngineSection(Section):
     """What serves the policy during rollouts."""
 
     kind: Literal["transformers", "vllm", "vllm-server"] = Field(
-        "transformers", description="transformers (embedded), vllm (in this process), vllm-server"
+        "transformers", description="transformers (embedded), vllm (in its own process), vllm-server"
     )
     url: str = Field("", description="of a vLLM server that runs already; empty: one is started")
     max_context: int = Field(512, ge=16, description="tokens of prompt and completion, at most")
@@ -360,7 +360,7 @@ class Recipe(Section):
 
     name: str = Field(description="the run's name, and its folder's")
     algo: str = Field("", description="an algorithm whose recipe is laid under this one")
-    seed: int = Field(0, ge=0, description="what everything random of the run follows from")
+    seed: int = Field(0, ge=0, lt=2**63, description="what everything random of the run follows from")
     stages: list[Literal["sft", "rl", "rft", "preference", "es"]] = Field(
         ["sft", "rl"],
         min_length=1,

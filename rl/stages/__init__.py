@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from gymrl.agents.records import Episode
+from gymrl.rl.recipes import Recipe
 from gymrl.rl.workshop import Workshop
 
 
@@ -54,7 +55,7 @@ def open_stage(name: str, workshop: Workshop) -> Stage:
     raise ValueError(f"there is no stage {name!r}: take sft, rl, rft, preference or es")
 
 
-def steps_of(name: str, workshop: Workshop) -> int:
-    """How many steps the stage of that name has, 0 if it is none."""
-    settings = getattr(workshop.recipe, name, None)
+def steps_in(recipe: Recipe, name: str) -> int:
+    """How many steps the stage of that name has in a recipe, 0 if it is none."""
+    settings = getattr(recipe, name, None)
     return settings.steps * getattr(settings, "rounds", 1) if settings is not None else 0
