@@ -206,7 +206,9 @@ def _joined_server(
 ) -> OpenPolicy:
     """A vLLM server by URL, spoken to in token ids; its tokenizer comes from where it took its model."""
     from gymrl.agents.engines.openai import served_models, split_url
+    from gymrl.agents.engines.vllm_server import require_served
 
+    require_served(url)
     base, model = split_url(url)
     models = served_models(base)
     chosen = next((entry for entry in models if model in ("", entry["id"])), None)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 POLICY = "oracle, random, null, a checkpoint folder, a hub name (OWNER/MODEL), or a server's URL (http://HOST:PORT#MODEL)."
 ENGINE = "What serves a checkpoint: transformers, vllm or vllm-server."
+INTERRUPTED = 130
 
 
 def evaluate(
@@ -78,7 +79,15 @@ def evaluate(
             await pool.aclose()
             await opened.close()
 
-    result, episodes = asyncio.run(play())
+    try:
+        result, episodes = asyncio.run(play())
+    except KeyboardInterrupt:
+        typer.echo(
+            "interrupted; nothing was kept: play fewer tasks at once (--n, and --first for the next part), or take "
+            "`gymrl collect`, whose same command goes on where it was",
+            err=True,
+        )
+        raise typer.Exit(INTERRUPTED) from None
     if out is not None:
         write_episodes(out, episodes)
     tokens_per_second = sum(episode.tokens for episode in episodes) / max(result.seconds, 1e-9)

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from gymrl.cli.evaluate import ENGINE, POLICY, show
+from gymrl.cli.evaluate import ENGINE, INTERRUPTED, POLICY, show
 from gymrl.cli.values import loading, progress
 
 app = typer.Typer(
@@ -52,7 +52,7 @@ def run(
     """Play a suite with a policy and write the result. Run it again after an interruption and it goes on."""
     from gymrl.leaderboards.suite import load_suite
 
-    chosen = load_suite(suite)
+    chosen = load_suite(suite, out)
     loading()
     from gymrl.leaderboards.runner import run_suite
 
@@ -63,11 +63,17 @@ def run(
         command += ["--max-context", str(max_context)]
     if dtype is not None:
         command += ["--dtype", dtype]
-    with progress(f"{policy} on {chosen.name}", len(chosen.task_indices()) * chosen.samples) as watch:
-        path, result = run_suite(
-            chosen, policy, command=shlex.join(command), engine=engine, max_context=max_context, dtype=dtype,
-            concurrency=concurrency, out=out, watch=watch,
-        )  # fmt: skip
+    try:
+        with progress(f"{policy} on {chosen.name}", len(chosen.task_indices()) * chosen.samples) as watch:
+            path, result = run_suite(
+                chosen, policy, command=shlex.join(command), engine=engine, max_context=max_context, dtype=dtype,
+                concurrency=concurrency, out=out, watch=watch,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        typer.echo(
+            f"interrupted; what was played is kept in {out / chosen.name}, the same command goes on", err=True
+        )
+        raise typer.Exit(INTERRUPTED) from None
     summary = result.summary
     show(
         f"{result.policy} on {chosen.title}",
@@ -94,11 +100,11 @@ def show_(
 
     from gymrl.leaderboards import tables
     from gymrl.leaderboards.results import find_results
-    from gymrl.leaderboards.suite import read_suite, shipped
+    from gymrl.leaderboards.suite import sealed_suite, shipped
 
     everything: dict[str, object] = {}
     for name in [suite] if suite else list(shipped()):
-        chosen = read_suite(name)
+        chosen = sealed_suite(name, out)
         found, left_out = find_results(chosen, out)
         lines = tables.rows([result for _, result in found])
         for reason in left_out:
@@ -123,10 +129,12 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Compare two results on the same tasks: the difference with its interval, and how likely chance is."""
-    from gymrl.leaderboards.results import compare_results, read_result
+    from gymrl.leaderboards.results import compare_results, read_result, same_result
 
     first, second = read_result(a), read_result(b)
     found = compare_results(first, second)
+    if same_result(first, second):
+        typer.echo("gymrl: A and B are the same result: name that of another policy or run as B", err=True)
     if as_json:
         typer.echo(json.dumps({"a": first.policy, "b": second.policy, **asdict(found)}, indent=2))
         return

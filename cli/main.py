@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from typing import Annotated
 
@@ -12,6 +13,7 @@ import typer
 from gymrl.cli import collect, envs, episodes, evaluate, leaderboard, merge, report, sandbox, train
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 130
+FULL_DISK = re.compile(r"no space left on device|\bos error 28\b", re.IGNORECASE)
 
 app = typer.Typer(
     name="gymrl",
@@ -87,6 +89,8 @@ def sentence(error: BaseException) -> str:
             return f"no space is left on the disk{where}: free some and run it again"
         return f"{error.strerror.lower()}{where}"
     text = " ".join(str(error).split())
+    if FULL_DISK.search(text):  # libraries in other languages raise no OSError
+        return "no space is left on the disk: free some and run it again"
     known = type(error).__module__.startswith("gymrl.") or isinstance(
         error, (ValueError, ImportError, OSError)
     )

@@ -112,6 +112,11 @@ def _files(suite: str, folder: Path) -> Iterable[Path]:
     yield from sorted((folder / suite).glob("*.json"))
 
 
+def same_result(a: Result, b: Result) -> bool:
+    """Whether both are of one run; a published copy only lacks the episodes."""
+    return a.model_copy(update={"episodes": ""}) == b.model_copy(update={"episodes": ""})
+
+
 def compare_results(a: Result, b: Result) -> Comparison:
     """Pair two results task by task. Raises ResultError if they are not of the same tasks."""
     if a.hash != b.hash:

@@ -6,7 +6,9 @@ import difflib
 import hashlib
 import json
 import re
+import shlex
 import tomllib
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -80,15 +82,21 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(FOLDER.glob("*.toml"))}
 
 
-def read_suite(name: str | Path) -> Suite:
-    """The suite of that name or TOML file, its hash and environment not yet checked. Raises SuiteError."""
+def read_suite(name: str | Path, results: Path | None = None) -> Suite:
+    """The suite of that name or TOML file, its hash and environment not yet checked. Raises SuiteError, which knows a
+    user's own suite by what lies in the folder `results`."""
     path = shipped().get(str(name)) or Path(name)
     if not path.is_file():
+        if results is not None and any((results / name).glob("*.json")):
+            raise SuiteError(
+                f"unknown suite {str(name)!r}: its results are in {results / name}, but a suite of your own is named "
+                f"by its file, such as {name}.toml"
+            )
         near = difflib.get_close_matches(str(name), shipped(), 1, 0.4)
         hint = (
             f"did you mean {near[0]!r}?"
             if near
-            else f"there are {', '.join(shipped())}, and TOML files by path."
+            else f"there are {', '.join(shipped())}; a suite of your own is named by its TOML file."
         )
         raise SuiteError(f"unknown suite {str(name)!r}: {hint}")
     try:
@@ -106,24 +114,45 @@ def read_suite(name: str | Path) -> Suite:
     return suite
 
 
-def load_suite(name: str | Path) -> Suite:
+def sealed_suite(name: str | Path, results: Path | None = None) -> Suite:
+    """A suite whose hash is that of its content. Raises SuiteError."""
+    suite = read_suite(name, results)
+    digest = suite.content_hash()
+    if not suite.hash:
+        raise SuiteError(
+            f'the suite {suite.name!r} has no hash yet: write the line hash = "{digest}" above its first section, or '
+            f'hash = "" and run `gymrl leaderboard hash {shlex.quote(str(name))} --update`'
+        )
+    if suite.hash != digest:
+        raise SuiteError(
+            f"the suite {suite.name!r} was changed: its content has the hash {digest}, the file says "
+            f"{suite.hash!r}; restore it, or name it anew and run `gymrl leaderboard hash FILE --update`"
+        )
+    return suite
+
+
+def load_suite(name: str | Path, results: Path | None = None) -> Suite:
     """A suite that may be played: its hash is that of its content, and its environment is the version it names.
 
     Raises SuiteError, UnknownEnvironment, and MissingExtra.
     """
-    suite = read_suite(name)
-    if suite.hash != suite.content_hash():
+    suite = sealed_suite(name, results)
+    found = entry(suite.env)
+    here = found.cls().version
+    if here != suite.env_version:
         raise SuiteError(
-            f"the suite {suite.name!r} was changed: its content has the hash {suite.content_hash()}, the file says "
-            f"{suite.hash!r}; restore it, or name it anew and run `gymrl leaderboard hash FILE --update`"
-        )
-    version = entry(suite.env).cls().version
-    if version != suite.env_version:
-        raise SuiteError(
-            f"the suite {suite.name!r} is for version {suite.env_version} of {suite.env}, and this is {version}: "
-            "results would not compare; take the gymrl that the suite was made for, or a newer suite"
+            f"the suite {suite.name!r} is for version {suite.env_version} of {suite.env}, and this is {here}: "
+            f"results would not compare; take the {_release(found.source)} that the suite was made for, or a newer "
+            "suite"
         )
     return suite
+
+
+def _release(package: str) -> str:
+    try:
+        return f"{package} (here {version(package)})"
+    except PackageNotFoundError:  # registered by a module
+        return f"version of {package}"
 
 
 def update_hash(path: Path) -> str:

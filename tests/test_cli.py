@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,8 @@ class Parrot(Environment):
     def step(self, action: Action) -> tuple[Any, ...]:
         if self.word == "crash":
             raise RuntimeError("the parrot is gone")
+        if self.word == "stop":
+            os.kill(os.getpid(), signal.SIGINT)
         right = action.text == self.word
         return "Right." if right else "Again.", float(right), right
 
@@ -132,7 +137,7 @@ def test_errors_are_one_sentence_and_tracebacks_are_asked_for(
     code, _, err = call(capsys, "envs", "demo", "test/Parrot-v0", "--param", "word='crash'")
     assert (code, err) == (
         1,
-        "gymrl: test/Parrot-v0 raised RuntimeError: the parrot is gone (test_cli.py:41 in step): mend the environment "
+        "gymrl: test/Parrot-v0 raised RuntimeError: the parrot is gone (test_cli.py:44 in step): mend the environment "
         "(`gymrl --debug envs ...` shows more)\n",
     )
     monkeypatch.setenv("GYMRL_DEBUG", "1")
@@ -147,6 +152,8 @@ def test_sentences() -> None:
     assert sentence(FileNotFoundError(2, "No such file or directory", "x")) == "no such file or directory (x)"
     assert sentence(ExceptionGroup("several", [ValueError("first\n  line"), KeyError("x")])) == "first line"
     assert "unexpected KeyError" in sentence(KeyError("x"))
+    full = RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert sentence(full) == "no space is left on the disk: free some and run it again"
 
 
 # -- envs ----------------------------------------------------------------------------------------------------
@@ -217,7 +224,7 @@ def test_eval_where_nothing_is_valid_fails(capsys: pytest.CaptureFixture[str]) -
     assert (
         err
         == "gymrl: no episode was valid; the first cause is environment: RuntimeError: the parrot is gone "
-        "(test_cli.py:41 in step)\n"
+        "(test_cli.py:44 in step)\n"
     )
 
 
@@ -228,6 +235,45 @@ def test_eval_of_a_policy_there_is_not(capsys: pytest.CaptureFixture[str]) -> No
     assert code == 1 and "no server answers at http://127.0.0.1:9/v1" in err and err.count("\n") == 1
     code, _, err = call(capsys, "eval", "--env", "test/Parrot-v0", "--policy", "oracle", "--out", "x.csv")
     assert code == 2 and "neither FILE.jsonl nor FILE.parquet" in err
+
+
+def test_an_interrupted_eval_says_that_nothing_was_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = call(capsys, "eval", "--env", "test/Parrot-v0", "--policy", "oracle", "--n", "4",
+                          "--param", "word=stop", "--out", str(tmp_path / "a.jsonl"))  # fmt: skip
+    assert (code, out, list(tmp_path.iterdir())) == (130, "", [])
+    assert err.startswith("interrupted; nothing was kept: ") and "`gymrl collect`" in err
+    assert err.count("\n") == 1
+
+
+def test_a_url_that_is_no_vllm_server_is_told_before_its_model_is_looked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Models(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"data": [{"id": "fake"}]}')
+
+        def log_message(self, format: str, *args: Any) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Models)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}"
+        served = ["--policy", f"{url}/v1#fake", "--engine", "vllm-server"]
+        for command in (
+            ["eval", "--env", "test/Parrot-v0"],
+            ["leaderboard", "run", "quickstart", "--out", str(tmp_path)],
+        ):
+            code, _, err = call(capsys, *command, *served)
+            assert code == 1 and f"something answers at {url} that is no vLLM server" in err
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert not list(tmp_path.iterdir())
 
 
 def test_episodes_are_written_shown_and_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -261,7 +307,9 @@ def test_leaderboard_run_show_compare(
         'indices = { count = 8 }\nturns = 2\nhash = ""\n'
     )
     code, _, err = call(capsys, "leaderboard", "run", "parrot.toml", "--policy", "oracle")
-    assert code == 2 and "`gymrl leaderboard hash FILE --update`" in err
+    assert code == 2 and "has no hash yet: write the line hash = " in err
+    assert "`gymrl leaderboard hash parrot.toml --update`" in err
+    assert call(capsys, "leaderboard", "show", "parrot.toml") == (2, "", err)
     code, out, _ = call(capsys, "leaderboard", "hash", "parrot.toml", "--update")
     assert code == 0 and out.strip() in suite.read_text() and update_hash(suite) == out.strip()
     for policy in ("oracle", "null"):
@@ -276,8 +324,37 @@ def test_leaderboard_run_show_compare(
     assert code == 0 and "A - B +1.000" in out and "A was better on 8, B on 0; exact p = 0.0078" in out
     code, out, _ = call(capsys, "leaderboard", "publish", files[1], "--folder", str(tmp_path / "published"))
     assert code == 0 and json.loads(Path(out.strip()).read_text())["episodes"] == ""
+    code, out, err = call(capsys, "leaderboard", "compare", files[1], out.strip())
+    assert code == 0 and "A - B +0.000" in out and "A and B are the same result" in err
+    for command in (["show", "parrot"], ["run", "parrot", "--policy", "null"]):
+        code, _, err = call(capsys, "leaderboard", *command)
+        assert code == 2 and "a suite of your own is named by its file, such as parrot.toml" in err
+    suite.write_text(suite.read_text().replace("turns = 2", "turns = 3"))
+    code, _, err = call(capsys, "leaderboard", "run", "parrot.toml", "--policy", "null")
+    assert code == 2 and "was changed" in err
+    assert call(capsys, "leaderboard", "show", "parrot.toml") == (2, "", err)
     code, out, _ = call(capsys, "leaderboard", "list")
     assert code == 0 and "quickstart" in out and "textworld" in out
+
+
+def test_an_interrupted_leaderboard_says_that_it_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite = tmp_path / "parrot.toml"
+    suite.write_text(
+        'name = "parrot"\ntitle = "Parrots"\nenv = "test/Parrot-v0"\nenv_version = "1"\n'
+        'indices = { count = 8 }\nturns = 2\nhash = ""\n[params]\nword = "stop"\n'
+    )
+    update_hash(suite)
+    code, _, err = call(
+        capsys, "leaderboard", "run", str(suite), "--policy", "oracle", "--out", str(tmp_path / "out")
+    )
+    kept = tmp_path / "out" / "parrot"
+    assert (code, err) == (
+        130,
+        f"interrupted; what was played is kept in {kept}, the same command goes on\n",
+    )
+    assert list(kept.glob("*.partial"))
 
 
 # -- train and report ----------------------------------------------------------------------------------------

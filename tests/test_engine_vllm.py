@@ -27,7 +27,7 @@ from gymrl.agents.engines import (
     Sampling,
     open_engine,
 )
-from gymrl.agents.engines.vllm import VllmEngine
+from gymrl.agents.engines.vllm import SMALL, VllmEngine, _threads
 
 needs_vllm = [
     pytest.mark.vllm,
@@ -375,7 +375,38 @@ time.sleep(120)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a limit of vLLM's CPU attention")
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "hidden", "mend"),
+    [(8, 2, 128, "tiny.heads=4 or 2"), (4, 4, 64, "tiny.hidden and model.tiny.heads")],
+)
+def test_other_heads_are_named(heads: int, kv_heads: int, hidden: int, mend: str, tmp_path: Path) -> None:
+    from gymrl.agents.engines.vllm_common import limits_of
+
+    config = Qwen3Config(
+        vocab_size=64, hidden_size=hidden, num_hidden_layers=1, num_attention_heads=heads,
+        num_key_value_heads=kv_heads, head_dim=16,
+    )  # fmt: skip
+    config.save_pretrained(tmp_path)
+    with pytest.raises(EngineFault, match=rf"not 16: take such a model .* set model\.{mend}\)"):
+        limits_of(EngineSettings(kind="vllm", model=str(tmp_path)))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a limit of vLLM's CPU attention")
 def test_a_head_size_without_a_cpu_kernel_is_a_sentence(tmp_path: Path) -> None:
     pytest.importorskip("vllm", reason="vLLM is not installed")
     with pytest.raises(EngineFault, match="attention heads of size 32, 64"):
         open_engine(EngineSettings(kind="vllm", model=tiny_model(tmp_path, 0, head_dim=16)))
+
+
+def test_a_small_model_has_one_thread_unless_somebody_says_otherwise(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    file = tmp_path / "model.safetensors"
+    for size, threads in ((1000, 1), (SMALL, 7)):
+        with file.open("wb") as opened:
+            opened.truncate(size)
+        assert _threads(EngineSettings("vllm", tmp_path)) == threads
+    assert _threads(EngineSettings("vllm", "org/name")) == 7
+    file.write_bytes(b"")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert _threads(EngineSettings("vllm", tmp_path)) == 7

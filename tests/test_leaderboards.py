@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +128,16 @@ def test_suites_that_cannot_be_trusted_are_refused(suite_file: Path, monkeypatch
             load_suite(suite_file)
     suite_file.write_text(text)
     monkeypatch.setattr(Coin, "version", "2")
-    with pytest.raises(SuiteError, match="is for version 1 of test/Coin-v0, and this is 2"):
-        load_suite(suite_file)
+    sentence = "is for version 1 of test/Coin-v0, and this is 2: results would not compare; take the "
+    for source, release in [
+        ("gymrl", rf"gymrl \(here {re.escape(version('gymrl'))}\) that"),
+        ("pytest", rf"pytest \(here {re.escape(version('pytest'))}\) that"),
+        ("my_module:Coin", "version of my_module:Coin that"),
+    ]:
+        register("test/Coin-v0", Coin, source=source)
+        with pytest.raises(SuiteError, match=sentence + release):
+            load_suite(suite_file)
+    register("test/Coin-v0", Coin)
 
 
 # -- runs --------------------------------------------------------------------------------------------------

@@ -361,6 +361,24 @@ async def test_a_server_that_stays_broken_makes_invalid_episodes(serve: Any) -> 
     assert len(server.requests) < 36  # after the first three, nobody waits for it: not 12 times 6
 
 
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ({"error": {"message": "overloaded"}}, "overloaded"),
+        ({"error": None, "choices": []}, '{"error": null, "choices": []}'),
+        ({"choices": [{"message": {}}], "usage": 3}, '{"choices": [{"message": {}}], "usage": 3}'),
+        (b"<html>\n<title>Welcome</title>", "<html> <title>Welcome</title>"),
+        (b"", "nothing"),
+    ],
+)
+async def test_an_answer_that_is_no_completion_is_shown(serve: Any, answer: Any, words: str) -> None:
+    server = serve(lambda body: (200, answer))
+    agent = ChatAgent(server.url, Sampling(), patience=0.001)
+    (episode,) = await play(agent, 1)
+    await agent.close()
+    assert f"in 6 tries (no chat completion but: {words}): check" in episode.reason
+
+
 async def test_a_server_that_goes_away(serve: Any) -> None:
     server = Server(echo)
     agent = ChatAgent(server.url, Sampling(), patience=0.001)

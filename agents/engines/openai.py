@@ -136,13 +136,13 @@ class ChatAgent:
                 wait = _retry_after(response, wait)
             except httpx.HTTPError as error:
                 trouble = _cause(error)
-            except (ValueError, KeyError, TypeError, IndexError) as error:
-                trouble = f"its answer is no chat completion: {error!r}"
+            except ValueError as error:
+                trouble = str(error)
             if attempt + 1 < TRIES:
                 await asyncio.sleep(wait)
         fault = (
             f"{self.base} gave no answer in {TRIES} tries ({trouble[:200]}): check that the server is running, "
-            "or ask less of it at once with a lower concurrency"
+            "or lower the concurrency"
         )
         self._given_up += 1
         if self._given_up >= GIVE_UPS:
@@ -157,12 +157,17 @@ class ChatAgent:
         return self._clients[loop]
 
     def _choice(self, response: httpx.Response) -> dict[str, Any]:
-        data = response.json()
-        choice: dict[str, Any] = data["choices"][0]
-        if not isinstance(choice["message"], dict):
-            raise TypeError("message is no object")
-        usage = data.get("usage") or {}
-        self.tokens += int(usage.get("completion_tokens") or 0)
+        """Raises ValueError, with what the server said, where that is no chat completion."""
+        try:
+            data = response.json()
+            choice: dict[str, Any] = data["choices"][0]
+            if not isinstance(choice["message"], dict):
+                raise TypeError("message is no object")
+            usage = data.get("usage") or {}
+            self.tokens += int(usage.get("completion_tokens") or 0)
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            said = _message(response) if response.text.strip() else "nothing"
+            raise ValueError(f"no chat completion but: {said[:120]}") from error
         return choice
 
     def _adapts(self, response: httpx.Response, body: dict[str, Any]) -> bool:
@@ -293,7 +298,7 @@ def _message(response: httpx.Response) -> str:
     """The server's own words, in one line."""
     try:
         data = response.json()
-        error = data.get("error", data.get("detail", data))
+        error = data.get("error") or data.get("detail") or response.text
         text = error.get("message", error) if isinstance(error, dict) else error
     except (ValueError, AttributeError):
         text = response.text

@@ -66,14 +66,23 @@ def limits_of(settings: EngineSettings) -> tuple[int, int]:
     if not on_gpu() and head_size is not None and head_size not in CPU_HEAD_SIZES:
         raise EngineFault(
             f"vLLM on a CPU serves attention heads of size {', '.join(map(str, CPU_HEAD_SIZES))}, "
-            f"not {head_size}: take such a model, or the engine 'transformers'"
+            f"not {head_size}: {_other_heads(config)}, or take the engine 'transformers'"
         )
     window = getattr(config, "max_position_embeddings", settings.max_context)
     return min(settings.max_context, window), config.vocab_size
 
 
+def _other_heads(config: Any) -> str:
+    """The mend for a head size that is not served: numbers of heads that give the model others."""
+    hidden, groups = config.hidden_size, getattr(config, "num_key_value_heads", None) or 1
+    sizes = [size for size in CPU_HEAD_SIZES if hidden % size == 0 and hidden // size % groups == 0]
+    some = " or ".join(str(hidden // size) for size in sizes)
+    tiny = f"model.tiny.heads={some}" if some else "model.tiny.hidden and model.tiny.heads"
+    return f"take such a model (the size is hidden / heads: for a tiny one set {tiny})"
+
+
 def engine_options(settings: EngineSettings, max_context: int, shared: bool) -> dict[str, Any]:
-    """vLLM's engine arguments. `shared` says that a learner lives on the same device in the same process."""
+    """vLLM's engine arguments. `shared` says that a learner lives on the same device."""
     options: dict[str, Any] = {
         "model": str(settings.model),
         "skip_tokenizer_init": True,

@@ -31,6 +31,7 @@ from gymrl.agents.engines.base import (
     Sampling,
 )
 from gymrl.agents.engines.handover import Handover
+from gymrl.agents.engines.openai import split_url
 from gymrl.agents.engines.vllm_common import (
     engine_options,
     environment,
@@ -203,19 +204,7 @@ class VllmServerEngine(Engine):
     # -- opening ---------------------------------------------------------------------------------------
 
     def _join(self, settings: EngineSettings) -> None:
-        try:
-            answer = httpx.get(self.url + "/v1/models", timeout=30.0)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise EngineFault(
-                f"no vLLM server answers at {self.url} ({error}): start it with {NEEDED_FLAGS}"
-            ) from error
-        try:
-            window = answer.raise_for_status().json()["data"][0]["max_model_len"]
-        except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
-            raise EngineFault(
-                f"something answers at {self.url} that is no vLLM server (status {answer.status_code} for /v1/models, "
-                f"and no max_model_len in it): name the server's address, or start one with {NEEDED_FLAGS}"
-            ) from error
+        window = served_window(self.url)
         self.max_context = min(settings.max_context, window or settings.max_context)
         self._vocabulary = limits_of(settings)[1] if settings.model else ANY_VOCABULARY
         # With one token left to choose from, its log-probability is 0 where truncation is applied to it.
@@ -229,6 +218,30 @@ class VllmServerEngine(Engine):
             )
         spans = choice["weight_versions"] or ()
         self.version = max((int(span["version"]) for span in spans if span["version"].isdigit()), default=0)
+
+
+def require_served(policy: str) -> None:
+    """Raises EngineFault where this policy is a URL at which no vLLM server is; its tokenizer is looked for later."""
+    if policy.lower().startswith(("http://", "https://")):
+        served_window(split_url(policy)[0].removesuffix("/v1"))
+
+
+def served_window(url: str) -> int | None:
+    """The context of the vLLM server at this URL (without /v1). Blocks. Raises EngineFault where there is none."""
+    try:
+        answer = httpx.get(url + "/v1/models", timeout=30.0)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise EngineFault(
+            f"no vLLM server answers at {url} ({error}): start it with {NEEDED_FLAGS}"
+        ) from error
+    try:
+        window: int | None = answer.raise_for_status().json()["data"][0]["max_model_len"]
+    except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
+        raise EngineFault(
+            f"something answers at {url} that is no vLLM server (status {answer.status_code} for /v1/models, "
+            f"and no max_model_len in it): name the server's address, or start one with {NEEDED_FLAGS}"
+        ) from error
+    return window
 
 
 @dataclass
