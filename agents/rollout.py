@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -150,6 +151,7 @@ async def play(
     tools: tuple[Tool, ...] = ()
     closing: tuple[Message, ...] = ()
     ending: Ending
+    so_far = 0.0
     began = time.perf_counter()
 
     def invalid(reason: str) -> Episode:
@@ -162,6 +164,9 @@ async def play(
         while True:
             before, offered = offered, observation.tools or offered
             turn, observation, end = await _turn(player, guarded, observation, settings, len(turns))
+            if not math.isfinite(so_far := so_far + turn.reward):
+                text = f"environment: the rewards of {len(turns) + 1} turns sum to {so_far}: return smaller rewards"
+                return invalid(text), True
             turns.append(turn if offered == before else replace(turn, tools=offered))
             if end is not None:
                 ending, reason = end

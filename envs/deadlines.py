@@ -45,11 +45,17 @@ _LIMIT: ContextVar[asyncio.Timeout | None] = ContextVar("gymrl_deadline", defaul
 
 @contextlib.asynccontextmanager
 async def within(seconds: float) -> AsyncIterator[asyncio.Timeout]:
-    """`asyncio.timeout(seconds)`, which stands still while a world that is called inside waits for its turn."""
+    """`asyncio.timeout(seconds)`, which stands still while a world that is called inside waits for its turn.
+
+    What held up the event loop beyond the limit is late too, once it has ended.
+    """
     async with asyncio.timeout(seconds) as limit:
         before = _LIMIT.set(limit)
         try:
             yield limit
+            when = limit.when()
+            if when is not None and asyncio.get_running_loop().time() >= when and not limit.expired():
+                await asyncio.sleep(60.0)  # the loop has had no chance to end it: it does so now
         finally:
             _LIMIT.reset(before)
 

@@ -40,7 +40,9 @@ class Environment:
 
     def reset(self) -> Any:
         """Build the world of `self.task`; return the first observation (a str is one user message)."""
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} has no reset(): write one that returns the first observation"
+        )
 
     def step(self, action: Action) -> Any:
         """Answer an action: (observation, reward, terminated), plus an info dict if you like.
@@ -48,7 +50,9 @@ class Environment:
         The reward is a finite number. If the world itself fails, raise: the episode is then `invalid`, which
         is counted and never becomes a reward.
         """
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} has no step(): write one that returns (observation, reward, terminated)"
+        )
 
     def oracle(self) -> str | Action:
         """The action of a perfect player in the world's present state. Demonstrations come from here."""

@@ -7,17 +7,23 @@ import difflib
 import inspect
 import math
 import threading
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import gymnasium
+import numpy as np
 
 from gymrl.envs.environment import Environment, with_tools
-from gymrl.envs.records import Action, Observation, TaskSpec
+from gymrl.envs.records import Action, Message, Observation, TaskSpec, Tool
 from gymrl.envs.spaces import ActionSpace, ObservationSpace
 
 T = TypeVar("T")
+FORMS = (
+    "(observation, reward, terminated), (observation, reward, terminated, info) or "
+    "(observation, reward, terminated, truncated, info)"
+)
+"""What `step` may return."""
 
 
 class EnvironmentFault(RuntimeError):
@@ -102,7 +108,7 @@ class GymEnv(gymnasium.Env[Any, Any]):
             )
         world.task, world.rng = task, task.rng()
         self._turns, self._ended, self._transcript = 0, False, []
-        value = await _result(world.reset())
+        value = await self._called("reset")
         info: dict[str, Any] = {}
         if isinstance(value, tuple):
             if len(value) != 2 or not isinstance(value[1], dict):
@@ -110,7 +116,8 @@ class GymEnv(gymnasium.Env[Any, Any]):
                     f"{self.env_id}: reset() returns an observation or (observation, dict)"
                 )
             value, info = value[0], dict(value[1])
-        observation = with_tools(self._observation(value), world.tools())
+        offered = _tools(self.env_id, await self._called("tools") or ())
+        observation = with_tools(_observation(self.env_id, value), offered)
         if self.render_mode is not None:
             self._transcript.append(observation.text)
         return observation, info
@@ -125,14 +132,21 @@ class GymEnv(gymnasium.Env[Any, Any]):
         if self._ended:
             raise EnvironmentFault(f"{self.env_id}: the episode is over; call reset() before step()")
         action = Action.of(action)
-        void = not action.tool_calls and not self.world.recognises(action)
-        value = self.world.step(action)
+        try:
+            void = not action.tool_calls and not self.world.recognises(action)
+            value = self.world.step(action)
+        except SystemExit as error:
+            raise self._left("step", error) from None
         if type(value) is not tuple and inspect.isawaitable(value):
             return self._awaited_step(value, void, action)
         return self._stepped(value, void, action)
 
     async def _awaited_step(self, value: Awaitable[Any], void: bool, action: Action) -> StepResult:
-        return self._stepped(await value, void, action)
+        try:
+            value = await value
+        except SystemExit as error:
+            raise self._left("step", error) from None
+        return self._stepped(value, void, action)
 
     def _stepped(self, value: Any, void: bool, action: Action) -> StepResult:
         result = self._step_result(value, void)
@@ -147,15 +161,15 @@ class GymEnv(gymnasium.Env[Any, Any]):
         return result
 
     async def aoracle(self) -> Action:
-        return Action.of(await _result(self.world.oracle()))
+        return Action.of(await self._called("oracle"))
 
     async def arandom(self, rng: Any) -> Action:
-        return Action.of(await _result(self.world.random_action(rng)))
+        return Action.of(await self._called("random_action", rng))
 
     async def aclose(self) -> None:
         if not self._closed:
             self._closed = True
-            await _result(self.world.close())
+            await self._called("close")
 
     # -- helpers ---------------------------------------------------------------------------------------
 
@@ -187,11 +201,18 @@ class GymEnv(gymnasium.Env[Any, Any]):
             return self.task_spec(int(options["index"]))
         return self.task_spec(int(self.np_random.integers(self.world.sizes[self.split])))
 
-    def _observation(self, value: Any) -> Observation:
+    async def _called(self, method: str, *args: Any) -> Any:
+        """What a method of the world returns, awaited if it has to be."""
         try:
-            return Observation.of(value)
-        except TypeError as error:
-            raise EnvironmentFault(f"{self.env_id}: {error}") from None
+            value = getattr(self.world, method)(*args)
+            return await value if inspect.isawaitable(value) else value
+        except SystemExit as error:
+            raise self._left(method, error) from None
+
+    def _left(self, method: str, error: SystemExit) -> EnvironmentFault:
+        """SystemExit as a fault, which ends an episode and not the program; with the place where it was raised."""
+        text = f"{method}() raised SystemExit({error.code!r}): raise an exception that says what is wrong"
+        return EnvironmentFault(f"{self.env_id}: {text}").with_traceback(error.__traceback__)
 
     def _step_result(self, value: Any, void: bool) -> StepResult:
         result = normal_step(self.env_id, value)
@@ -203,29 +224,72 @@ def normal_step(name: str, value: Any) -> StepResult:
     """What a `step` returned, in its one form, with an info dict of its own. Raises EnvironmentFault, which begins
     with the environment's name, for what is no step's value, and for a reward that is no finite number."""
     if not isinstance(value, tuple) or not 3 <= len(value) <= 5:
-        raise EnvironmentFault(f"{name}: step() returns (observation, reward, terminated[, info])")
-    info: dict[str, Any] = {}
+        came = f"a tuple of {len(value)}" if isinstance(value, tuple) else _shown(value)
+        raise EnvironmentFault(f"{name}: step() returned {came}: return {FORMS}")
+    told: Any = {}
     truncated = False
     if len(value) == 5:
-        truncated, info = bool(value[3]), dict(value[4])
+        truncated, told = _flag(name, "truncated", value[3]), value[4]
     elif len(value) == 4:
-        info = dict(value[3])
-    reward = value[1]
-    try:
-        reward = math.nan if isinstance(reward, (str, bytes)) else float(reward)
-    except (TypeError, ValueError, OverflowError):
-        reward = math.nan
+        told = value[3]
+    if not isinstance(told, Mapping):
+        raise EnvironmentFault(f"{name}: info is a dict, not {_shown(told)}: step() returns {FORMS}")
+    reward = value[1] if type(value[1]) is float else _number(value[1])
     if not math.isfinite(reward):
-        raise EnvironmentFault(f"{name}: a reward is a finite number, not {value[1]!r}")
+        mend = "" if isinstance(value[1], float) else ": step() returns float(reward) as its second value"
+        raise EnvironmentFault(f"{name}: a reward is a finite number, not {_shown(value[1])}{mend}")
+    terminated = _flag(name, "terminated", value[2])
+    return StepResult(_observation(name, value[0]), reward, terminated, truncated, dict(told))
+
+
+def _number(reward: Any) -> float:
+    """A reward as a float; nan for texts, truth values, arrays with dimensions and all that is no number."""
+    kind = str(getattr(reward, "dtype", ""))
+    if isinstance(reward, (str, bytes, bool)) or kind.endswith("bool") or getattr(reward, "shape", ()) != ():
+        return math.nan
     try:
-        observation = Observation.of(value[0])
+        return float(reward)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+def _flag(name: str, what: str, value: Any) -> bool:
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    raise EnvironmentFault(f"{name}: {what} is True or False, not {_shown(value)}: step() returns {FORMS}")
+
+
+def _observation(name: str, value: Any) -> Observation:
+    try:
+        observation = Observation.of(value)
     except TypeError as error:
         raise EnvironmentFault(f"{name}: {error}") from None
-    return StepResult(observation, reward, bool(value[2]), truncated, info)
+    for message in observation.messages:
+        if not isinstance(message, Message):
+            raise EnvironmentFault(
+                f"{name}: an observation's messages are gymrl.envs.Message objects, not {_shown(message)}"
+            )
+    if observation.tools:
+        _tools(name, observation.tools)
+    return observation
 
 
-async def _result(value: Any) -> Any:
-    return await value if inspect.isawaitable(value) else value
+def _tools(name: str, offered: Any) -> tuple[Tool, ...]:
+    wrong = [offered]
+    if isinstance(offered, (tuple, list)):
+        wrong = [tool for tool in offered if not isinstance(tool, Tool)]
+    if wrong:
+        form = "a tuple of gymrl.envs.Tool(name, description, parameters)"
+        raise EnvironmentFault(f"{name}: tools are {form}, not {_shown(wrong[0])}")
+    return tuple(offered)
+
+
+def _shown(value: Any) -> str:
+    """A value and its type, for the author who returned it."""
+    if value is None or isinstance(value, float):
+        return repr(value)
+    text = repr(value)
+    return f"{text if len(text) <= 100 else text[:100] + '...'} ({type(value).__name__})"
 
 
 class _Loop:

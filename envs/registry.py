@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import numbers
 import types
 import typing
 from collections.abc import Callable
@@ -40,16 +41,23 @@ class EnvEntry:
     defaults: dict[str, Any] = field(default_factory=dict)
 
     def cls(self) -> type[Environment]:
-        """The class. Raises MissingExtra if a package it needs is not there."""
+        """The class. Raises MissingExtra if a package it needs is not there, ValueError if it is no environment."""
         try:
-            return self.load()
+            cls = self.load()
         except MissingExtra:  # it names a mend of its own
             raise
         except ImportError as error:
             mend = f'pip install "gymrl[{self.extra}]"' if self.extra else f"reinstall {self.source}"
             raise MissingExtra(f"{self.id} cannot be imported ({error}): {mend}") from error
+        except SystemExit as error:
+            raise ValueError(f"{self.id}: its module raised SystemExit({error.code!r}) as it was imported") from error
+        if not (isinstance(cls, type) and issubclass(cls, Environment)):
+            raise ValueError(f"{self.id}: {getattr(cls, '__qualname__', repr(cls))} {_NO_ENVIRONMENT}")
+        _check_runs(self.id, cls)
+        return cls
 
 
+_NO_ENVIRONMENT = "is no subclass of gymrl.envs.Environment"
 _ENTRIES: dict[str, EnvEntry] = {}
 
 
@@ -66,7 +74,7 @@ def register(
     Registering an id again replaces it. `defaults` are parameters of the environment; `extra` names the
     extra of ours that installs what it needs.
     """
-    load = partial(_import, cls) if isinstance(cls, str) else (lambda: cls)
+    load = partial(_import, env_id, cls) if isinstance(cls, str) else (lambda: cls)
     _ENTRIES[env_id] = EnvEntry(env_id, load, source, extra, dict(defaults or {}))
     if env_id in gymnasium.registry:
         del gymnasium.registry[env_id]
@@ -112,13 +120,26 @@ def make(env_id: str, *, split: str = "train", render_mode: str | None = None, *
     for name, value in params.items():
         if name in hints and (wanted := misfit(value, hints[name])):
             raise ValueError(f"{env_id}: parameter {name!r} takes {wanted}, not {value!r}")
+    for name, parameter in known.items():
+        needed = parameter.default is parameter.empty and parameter.kind not in _COLLECTING
+        if needed and name not in params:
+            raise ValueError(
+                f"{env_id} needs the parameter {name!r}: give --param {name}=... (in Python {name}=...), "
+                f"or a default in {cls.__name__}.__init__"
+            )
     try:
         world = cls(**params)
+    except SystemExit as error:
+        raise ValueError(f"{env_id}: __init__() raised SystemExit({error.code!r}): raise ValueError") from error
     except TypeError as error:
         if not params:
             raise
         given = ", ".join(f"{name} = {value!r}" for name, value in params.items())
         raise ValueError(f"{env_id} cannot be made with {given}: {error}") from error
+    _check_runs(env_id, world)
+    turns: Any = world.max_turns
+    if isinstance(turns, bool) or not isinstance(turns, numbers.Integral) or turns < 1:
+        raise ValueError(f"{env_id}: max_turns is a whole number from 1 on, not {turns!r}")
     if wrappers:
         from gymrl.envs.wrappers import specifications, wrap
 
@@ -136,9 +157,21 @@ def parameters(cls: type[Environment]) -> dict[str, inspect.Parameter]:
     return found
 
 
-def _import(path: str) -> type[Environment]:
+_COLLECTING = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def _import(env_id: str, path: str) -> type[Environment]:
     module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+    found = importlib.import_module(module)
+    try:
+        return getattr(found, name)  # type: ignore[no-any-return]
+    except AttributeError:
+        raise ValueError(f"{env_id}: {path} {_NO_ENVIRONMENT}: {module} has no {name!r}") from None
+
+
+def _check_runs(env_id: str, of: type[Environment] | Environment) -> None:
+    if of.runs not in ("inline", "thread", "process"):
+        raise ValueError(f"{env_id}: runs is 'inline', 'thread' or 'process', not {of.runs!r}")
 
 
 @cache

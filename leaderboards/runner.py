@@ -41,7 +41,6 @@ def run_suite(
     """
     digest = policy_digest(policy)
     folder = out / suite.name
-    folder.mkdir(parents=True, exist_ok=True)
     key = hashlib.blake2b("\n".join([suite.hash, policy, digest, engine]).encode(), digest_size=6).hexdigest()
     partial = folder / f"{_slug(policy)}-{key}.partial"
     opened = open_policy(
@@ -98,6 +97,7 @@ async def play_suite(
         done = {episode.seed: episode for episode in _finished(partial)}
         known = {job.seed for job in jobs}
         done = {seed: episode for seed, episode in done.items() if seed in known}
+        partial.parent.mkdir(parents=True, exist_ok=True)
         write_jsonl(partial, done.values())
         with partial.open("a", encoding="utf-8") as file:
 

@@ -1,0 +1,213 @@
+"""What an author may get wrong: each ends in an invalid episode or in a sentence that names the mend."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gymrl.agents.players import Job, ScriptedAgent
+from gymrl.agents.records import Episode, episode_to_json
+from gymrl.agents.rollout import RolloutSettings, rollout
+from gymrl.cli.main import run
+from gymrl.envs import Environment, Message, Observation, Tool, make, register
+from gymrl.envs.gym import EnvironmentFault, normal_step
+from gymrl.envs.registry import entry
+from gymrl.envs.workers import EnvPool
+
+sys.path.insert(0, str(Path(__file__).parent))
+from leaving_envs import Leaves, LeavesAwaited, LeavesProcess, LeavesThread, Rich, Slow, SlowAtLast
+
+KINDS = (Leaves, LeavesAwaited, LeavesThread, LeavesProcess, Slow, SlowAtLast, Rich)
+for _kind in KINDS:
+    register(f"mistakes/{_kind.__name__}-v0", _kind, source="test")
+
+
+async def played(name: str, deadline: float = 60.0, count: int = 1, **params: Any) -> list[Episode]:
+    pool = EnvPool(f"mistakes/{name}-v0", params, workers=1)
+    try:
+        jobs = [Job(pool.task("train", index)) for index in range(count)]
+        return await rollout(jobs, ScriptedAgent("oracle"), pool, RolloutSettings(deadline=deadline))
+    finally:
+        await pool.aclose()
+
+
+@pytest.mark.parametrize("kind", ["Leaves", "LeavesAwaited", "LeavesThread", "LeavesProcess"])
+@pytest.mark.parametrize("method", ["reset", "step", "oracle"])
+async def test_an_exit_is_an_invalid_episode(kind, method):
+    for episode in await played(kind, count=2, method=method):
+        assert episode.reason.startswith("environment: EnvironmentFault: ")
+        assert f"{method}() raised SystemExit(3)" in episode.reason
+        assert "(leaving_envs.py:" in episode.reason and "in leave" in episode.reason
+
+
+def test_an_exit_in_init_or_on_import_is_a_sentence(monkeypatch, tmp_path):
+    class Never(Leaves):
+        def __init__(self) -> None:
+            sys.exit(4)
+
+    register("mistakes/Never-v0", Never)
+    with pytest.raises(ValueError, match=r"mistakes/Never-v0: __init__\(\) raised SystemExit\(4\)"):
+        make("mistakes/Never-v0")
+    (tmp_path / "leaves_on_import.py").write_text("raise SystemExit(5)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    register("mistakes/Import-v0", "leaves_on_import:X")
+    with pytest.raises(ValueError, match=r"SystemExit\(5\) as it was imported"):
+        entry("mistakes/Import-v0").cls()
+    _forget("mistakes/Import-v0")
+
+
+@pytest.mark.parametrize("method", ["reset", "step", "oracle"])
+@pytest.mark.parametrize("kind", ["Slow", "SlowAtLast"])
+async def test_an_inline_call_beyond_its_deadline_is_late(kind, method):
+    (episode,) = await played(kind, 0.3, method=method)
+    assert episode.reason == f"environment: TimeoutError: {method}() gave no answer in 0.3 s"
+    (episode,) = await played(kind, 30.0, method=method)
+    assert episode.success
+
+
+async def test_an_infinite_sum_is_no_reward():
+    (episode,) = await played("Rich")
+    assert episode.reason == "environment: the rewards of 2 turns sum to inf: return smaller rewards"
+    assert "Infinity" not in json.dumps(episode_to_json(episode))
+
+
+@pytest.mark.parametrize(
+    "reward", [1, 1.0, np.float32(1), np.int64(1), np.array(1.0), Fraction(1), Decimal(1)]
+)
+def test_numbers_are_rewards(reward):
+    result = normal_step("X", ("", reward, np.True_, np.False_, {"a": 1}))
+    assert (result.reward, result.terminated, result.truncated, result.info) == (1.0, True, False, {"a": 1})
+    assert type(result.reward) is float and type(result.terminated) is bool
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (("", True, False), "a reward is a finite number, not True (bool)"),
+        (("", np.True_, False), "a reward is a finite number, not "),
+        (("", np.array([1.0]), False), "a reward is a finite number, not array([1.]) (ndarray)"),
+        (("", np.array([[1.0]]), False), "a reward is a finite number, not "),
+        (("", [1.0], False), "a reward is a finite number, not [1.0] (list)"),
+        (("", None, False), "a reward is a finite number, not None"),
+        (("", float("nan"), False), "a reward is a finite number, not nan"),
+        (("", 1.0, "no"), "terminated is True or False, not 'no' (str)"),
+        (("", 1.0, 0), "terminated is True or False, not 0 (int)"),
+        (("", 1.0, None, {}), "terminated is True or False, not None"),
+        (("", 1.0, False, "no", {}), "truncated is True or False, not 'no' (str)"),
+        (("", 1.0, False, False), "info is a dict, not False (bool)"),
+        (("", 1.0, False, False, None), "info is a dict, not None"),
+        (None, "step() returned None: return (observation, reward, terminated), "),
+        (("", 1.0), "step() returned a tuple of 2: return (observation, reward, terminated), "),
+        (tuple("abcdef"), "step() returned a tuple of 6: return "),
+        ("text", "step() returned 'text' (str): return "),
+        ((Observation(({"role": "user"},)), 0.0, False), "messages are gymrl.envs.Message objects, not {'role'"),  # type: ignore[arg-type]
+        ((Observation((Message("user", "x"),), ({"name": "f"},)), 0.0, False), "tools are a tuple of gymrl.envs.Tool"),  # type: ignore[arg-type]
+    ],
+)  # fmt: skip
+def test_what_is_no_step(value, words):
+    with pytest.raises(EnvironmentFault) as raised:
+        normal_step("X", value)
+    assert str(raised.value).startswith("X: ") and words in str(raised.value)
+
+
+def test_tensors_as_rewards():
+    torch = pytest.importorskip("torch")
+    assert normal_step("X", ("", torch.tensor(0.5), False)).reward == 0.5
+    for wrong in (torch.tensor([1.0]), torch.tensor(True)):
+        with pytest.raises(EnvironmentFault, match="a reward is a finite number"):
+            normal_step("X", ("", wrong, False))
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """A module whose attributes are entry points; the ids that a test registers are gone afterwards."""
+    made: Any = types.ModuleType("mistaken_envs")
+    monkeypatch.setitem(sys.modules, "mistaken_envs", made)
+    yield made
+    for name in ("Odd", "Absent"):
+        _forget(f"mistakes/{name}-v0")
+
+
+def _forget(env_id: str) -> None:
+    from gymrl.envs import registry
+
+    registry._ENTRIES.pop(env_id, None)
+
+
+@pytest.mark.parametrize(
+    ("odd", "words"),
+    [
+        (dict, "mistakes/Odd-v0: dict is no subclass of gymrl.envs.Environment"),
+        (print, "print is no subclass of gymrl.envs.Environment"),
+        (7, "7 is no subclass of gymrl.envs.Environment"),
+        (type("Odd", (Leaves,), {"runs": "threads"}), "runs is 'inline', 'thread' or 'process', not 'threads'"),
+        (type("Odd", (Leaves,), {"runs": None}), "runs is 'inline', 'thread' or 'process', not None"),
+    ],
+)  # fmt: skip
+def test_what_is_no_environment(module, odd, words, capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    module.Odd = odd
+    register("mistakes/Odd-v0", "mistaken_envs:Odd")
+    register("mistakes/Absent-v0", "mistaken_envs:Absent")
+    assert run(["envs", "list"]) == 0
+    listed = capfd.readouterr().out
+    absent = "mistaken_envs:Absent is no subclass of gymrl.envs.Environment: mistaken_envs has no 'Absent'"
+    assert "broken: " in listed and words in listed
+    assert absent in listed and "gymrl/TextWorld-v0" in listed
+    for command in (["envs", "info"], ["envs", "check"], ["eval", "--policy", "oracle", "--n", "1", "--env"]):
+        for name, said in (("Odd", words), ("Absent", absent)):
+            assert run([*command, f"mistakes/{name}-v0"]) == 2
+            err = capfd.readouterr().err
+            assert said in err and "unexpected" not in err
+
+
+@pytest.mark.parametrize("turns", [None, 0, -1, "3", True, 2.5])
+def test_a_wrong_limit_of_turns(module, turns):
+    register("mistakes/Odd-v0", type("Odd", (Leaves,), {"max_turns": turns}))
+    with pytest.raises(ValueError, match=f"max_turns is a whole number from 1 on, not {turns!r}"):
+        make("mistakes/Odd-v0")
+    register("mistakes/Odd-v0", type("Odd", (Leaves,), {"max_turns": np.int64(3)}))
+    make("mistakes/Odd-v0").close()
+
+
+@pytest.mark.parametrize("tools", [({"name": "f"},), {"name": "f"}, Tool("f"), (Tool("f"), print)])
+def test_tools_that_are_none(module, tools):
+    register("mistakes/Odd-v0", type("Odd", (Leaves,), {"tools": lambda self: tools}))
+    with pytest.raises(EnvironmentFault, match=r"mistakes/Odd-v0: tools are a tuple of gymrl.envs.Tool\("):
+        make("mistakes/Odd-v0").reset(seed=1)
+
+
+def test_a_list_of_tools_is_taken(module):
+    register("mistakes/Odd-v0", type("Odd", (Leaves,), {"tools": lambda self: [Tool("f")]}))
+    assert make("mistakes/Odd-v0").reset(seed=1)[0].tools == (Tool("f"),)
+
+
+def test_a_parameter_without_a_default_has_to_be_given(module):
+    class Odd(Leaves):
+        def __init__(self, level: int, *more: int, **others: int) -> None:
+            super().__init__()
+
+    register("mistakes/Odd-v0", Odd)
+    with pytest.raises(ValueError, match=r"needs the parameter 'level': give --param level=\.\.\..* or a default"):
+        make("mistakes/Odd-v0")
+    make("mistakes/Odd-v0", level=2).close()
+
+
+def test_methods_that_are_not_written(module):
+    register("mistakes/Odd-v0", type("Odd", (Environment,), {}))
+    with pytest.raises(NotImplementedError, match=r"Odd has no reset\(\): write one"):
+        make("mistakes/Odd-v0").reset(seed=1)
+    register("mistakes/Odd-v0", type("Odd", (Environment,), {"reset": lambda self: ("hello", {"a": 1})}))
+    env = make("mistakes/Odd-v0")
+    observation, info = env.reset(seed=1)  # the Gymnasium way
+    assert observation.text == "hello" and info == {"a": 1}
+    with pytest.raises(NotImplementedError, match=r"Odd has no step\(\): write one"):
+        env.step("x")
