@@ -31,12 +31,17 @@ def check(
     ] = 20.0,
     tasks: Annotated[int, typer.Option(min=1, help="Tasks that each player plays.")] = 64,
     garbage: Annotated[int, typer.Option(min=1, help="Garbage answers to each task family.")] = 1000,
+    stall: Annotated[
+        float, typer.Option(min=1.0, help="Seconds without any progress after which a law's trial is given up.")
+    ] = 300.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdicts as JSON.")] = False,
 ) -> None:
     """Try the laws that every environment has to keep; the exit code is 1 where one is broken."""
     from gymrl.envs.check import Settings, check
 
-    settings = Settings(seconds=seconds, tasks=tasks, garbage=garbage)
+    settings = Settings(seconds=seconds, tasks=tasks, garbage=garbage, stall_seconds=stall)
+    if not as_json:
+        typer.echo(f"trying {env_id}; a law that comes no further for {stall:g} s (--stall) is given up", err=True)
     seen = (lambda verdict: None) if as_json else _show
     report = check(env_id, parameters(given), laws=law or None, settings=settings, on_verdict=seen)
     if as_json:

@@ -92,7 +92,8 @@ def test_textworld_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_command_prints_verdicts_and_fails_on_a_fault(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["envs", "check", "gymrl/CodeInterpreter-v0", "terms=2", "--law", "endings", "--law", "players",
                 "--tasks", "8"]) == 0  # fmt: skip
-    text = capsys.readouterr().out
+    text, told = capsys.readouterr()
+    assert "trying gymrl/CodeInterpreter-v0; a law that comes no further for 300 s" in told
     assert "holds" in text and "oracle 8 of 8" in text and "keeps all 2 laws" in text
     bad = ["envs", "check", "published/BareReasoning-v0", "family=game_of_life_halting", "--law", "garbage",
            "--garbage", "200"]  # fmt: skip
