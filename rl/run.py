@@ -135,6 +135,9 @@ class Run:
             self.folder.write_text("recipe.toml", dump(self.recipe))
             if any(setting.startswith(("data=", "sft.")) for setting in changed):  # the run's copy is of other ones
                 (self.folder.path / "episodes" / "demonstrations.jsonl").unlink(missing_ok=True)
+            if any(setting.startswith("preference.data=") for setting in changed):
+                for copy in self.folder.path.glob("preferences.*"):
+                    copy.unlink()
             at = {"phase": self.progress.phase, "step": self.progress.step, "set": list(changed)}
             self.summary["changed"] = [*self.summary.get("changed", []), at]
         now = own_sources(self.recipe)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -161,13 +162,23 @@ class Workshop:
                 f"{self.recipe.engine.max_context}: set engine.max_context={-(-longest // 64) * 64} or more"
             )
 
+    def preferences(self) -> Path:
+        """The file that preferences are learnt from: the run's own copy, as the recipe's file may change."""
+        given = Path(self.recipe.preference.data if self.recipe.preference is not None else "")
+        copy = self.folder.path / f"preferences{given.suffix}"
+        return copy if copy.exists() else given
+
     def _check_preferences(self) -> None:
-        """Read the file that preferences are learnt from once before anything is trained, so that a fault shows now."""
+        """Read what preferences are learnt from once before anything is trained, so that a fault shows now."""
         p = self.recipe.preference
         if p is not None and p.data and "preference" in self.recipe.stages:
             paired = "win_Q" in find("preference", p.loss.name).inputs
-            many = len(self.renderer.tokenizer)
-            read_preferences(Path(p.data), self.renderer, many, paired, p.longest, lambda _: None)
+            file, many = self.preferences(), len(self.renderer.tokenizer)
+            read_preferences(file, self.renderer, many, paired, p.longest, lambda _: None)
+            if file.parent != self.folder.path:
+                draft = self.folder.path / "preferences.part"
+                shutil.copyfile(file, draft)
+                draft.rename(self.folder.path / f"preferences{file.suffix}")
 
     def close(self) -> None:
         """Close environments, engine and trackers."""

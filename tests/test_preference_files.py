@@ -382,17 +382,21 @@ def test_another_file_in_the_midst_of_a_round_is_refused(sampled, tmp_path, monk
     with pytest.raises(RuntimeError, match="power"):
         train("quickstart", overrides, None, run)
     monkeypatch.undo()
+    assert train("quickstart", overrides, None, tmp_path / "whole") == 0
+    alone, other = tmp_path / "alone", tmp_path / "other.jsonl"
+    shutil.copytree(run, alone)
     episodes = list(read_jsonl(data))
     usables = [e for e in episodes if usable(e, None)]
     for changed in (usables[1:], [replace(e, success=not e.success) for e in episodes]):
-        write_jsonl(data, changed)
+        write_jsonl(other, changed)
         with pytest.raises(RunFault, match=r"these are not the \d+ examples .*resume with the same file"):
-            train(None, [], run)
-    write_jsonl(data, episodes)
-    assert train(None, [], run) == 0
-    assert train("quickstart", overrides, None, tmp_path / "whole") == 0
-    one, two = (weights(folder / "policy") for folder in (run, tmp_path / "whole"))
-    assert all(torch.equal(one[key], two[key]) for key in one)
+            train(None, [f"preference.data={other}"], run)
+    assert train(None, [f"preference.data={data}"], run) == 0
+    data.unlink()
+    assert train(None, [], alone) == 0  # the run has its own copy
+    for folder in (run, alone):
+        one, two = (weights(f / "policy") for f in (folder, tmp_path / "whole"))
+        assert all(torch.equal(one[key], two[key]) for key in one)
 
 
 def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:

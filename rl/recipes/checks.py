@@ -52,7 +52,7 @@ def check(recipe: Recipe, resumed: bool = False) -> None:
             if getattr(recipe.rl, kind) != getattr(DEFAULTS, kind):
                 _found(kind, getattr(recipe.rl, kind))
     if recipe.preference is not None:
-        _preference(recipe.preference)
+        _preference(recipe.preference, resumed)
 
 
 def _trainable(t: Trainable) -> None:
@@ -87,14 +87,14 @@ def _tokens(t: TokensSection) -> None:
         raise ValueError(f"sft.tokens.key = {t.key!r} is no regular expression: {error}") from None
 
 
-def _preference(p: PreferenceSection) -> None:
+def _preference(p: PreferenceSection, resumed: bool) -> None:
     if p.loss != PreferenceSection().loss:
         _found("preference", p.loss)
     if p.data and p.rounds > 1:
         raise ValueError(
             "preference.data is what is learnt from, preference.rounds > 1 samples anew in each: leave one of them out"
         )
-    if p.data and not Path(p.data).is_file():
+    if p.data and not resumed and not Path(p.data).is_file():
         raise ValueError(
             f"preference.data = {p.data!r}: there is no such file; name one of episodes, or of TRL's preference forms"
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,9 +42,8 @@ class PreferenceStage(RoundsStage):
         shop, p = self.workshop, self.settings
         if p.data:
             vocabulary = shop.learner.model.get_input_embeddings().num_embeddings
-            note = shop.display.note
-            path = Path(p.data)
-            self.examples = read_preferences(path, shop.renderer, vocabulary, self.paired, p.longest, note)
+            file, note = shop.preferences(), shop.display.note
+            self.examples = read_preferences(file, shop.renderer, vocabulary, self.paired, p.longest, note)
         else:
             self.examples = (pairs if self.paired else singles)(episodes, p.longest)
         self.others = mismatched(self.examples) if "mismatched_S" in self.algorithm.inputs else []
