@@ -133,7 +133,7 @@ class Run:
         """What is not as it was when the run began: settings, and sources of algorithms."""
         if changed:
             self.folder.write_text("recipe.toml", dump(self.recipe))
-            if any(setting.startswith(("data=", "sft.")) for setting in changed):  # the run's copy is of other ones
+            if any(setting.startswith(("data=", "sft.data=")) for setting in changed):  # not the copy's
                 (self.folder.path / "episodes" / "demonstrations.jsonl").unlink(missing_ok=True)
             if any(setting.startswith("preference.data=") for setting in changed):
                 for copy in self.folder.path.glob("preferences.*"):

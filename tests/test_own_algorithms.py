@@ -17,13 +17,7 @@ from gymrl.rl.rehearsal import rehearse
 from gymrl.rl.run import train
 
 sys.path.insert(0, str(Path(__file__).parent))
-import toy_env  # noqa: F401  (registers toy/Letters-v0)
-
-SMALL = [
-    "model.tiny={hidden=32, heads=2, kv_heads=1, layers=1}", "sft.demonstrations=8", "sft.steps=2", "sft.batch=4",
-    "rl.steps=3", "rl.tasks=2", "rl.group=3", "rl.schedule.warmup=0", "eval.tasks=2", "sampling.max_tokens=6",
-    "log.checkpoint_every=1", "log.trackers=[]", 'rl.void="keep"', "env.id=toy/Letters-v0",
-]  # fmt: skip
+from toy_env import SMALL
 
 OWN = '''
 import torch

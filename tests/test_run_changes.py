@@ -15,18 +15,12 @@ from transformers import AutoModelForCausalLM
 from gymrl.agents.episodes import read_jsonl
 from gymrl.envs import Action, Environment, register
 from gymrl.rl.folder import RunFault, RunFolder
-from gymrl.rl.recipes import anchored, load
+from gymrl.rl.recipes import RecipeError, anchored, load
 from gymrl.rl.run import INTERRUPTED, train
 from gymrl.rl.workshop import Workshop
 
 sys.path.insert(0, str(Path(__file__).parent))
-import toy_env  # noqa: F401  (registers toy/Letters-v0)
-
-SMALL = [
-    "model.tiny={hidden=32, heads=2, kv_heads=1, layers=1}", "sft.demonstrations=8", "sft.steps=2", "sft.batch=4",
-    "rl.steps=3", "rl.tasks=2", "rl.group=3", "rl.schedule.warmup=0", "eval.tasks=2", "sampling.max_tokens=6",
-    "log.checkpoint_every=1", "log.trackers=[]", 'rl.void="keep"', "env.id=toy/Letters-v0",
-]  # fmt: skip
+from toy_env import SMALL
 
 
 class Coin(Environment):
@@ -135,7 +129,7 @@ def test_a_run_goes_on_where_its_demonstrations_have_gone(tmp_path, monkeypatch)
     (tmp_path / "shown.jsonl").unlink()
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert train(None, [], tmp_path / "run") == 0
+    assert train(None, ["sft.lr=1e-4"], tmp_path / "run") == 0
 
 
 def test_a_resumed_run_learns_from_the_demonstrations_that_it_is_given(tmp_path, monkeypatch):
@@ -145,6 +139,10 @@ def test_a_resumed_run_learns_from_the_demonstrations_that_it_is_given(tmp_path,
         (tmp_path / f"{name}.jsonl").write_text("".join(part))
     cut(tmp_path / "run", [f"data={tmp_path}/one.jsonl"], monkeypatch)
     copy = tmp_path / "run" / "episodes" / "demonstrations.jsonl"
+    assert len(copy.read_text().splitlines()) == 5
+    (tmp_path / "one.jsonl").unlink()
+    with pytest.raises(RecipeError, match="there is no such file"):
+        train(None, [f"data={tmp_path}/three.jsonl"], tmp_path / "run")
     assert len(copy.read_text().splitlines()) == 5
     assert train(None, [f"data={tmp_path}/two.jsonl"], tmp_path / "run") == 0
     assert len(copy.read_text().splitlines()) == 3

@@ -29,3 +29,10 @@ class Letters(Environment):
 
 
 register("toy/Letters-v0", Letters)
+
+SMALL = [
+    "model.tiny={hidden=32, heads=2, kv_heads=1, layers=1}", "sft.demonstrations=8", "sft.steps=2", "sft.batch=4",
+    "rl.steps=3", "rl.tasks=2", "rl.group=3", "rl.schedule.warmup=0", "eval.tasks=2", "sampling.max_tokens=6",
+    "log.checkpoint_every=1", "log.trackers=[]", 'rl.void="keep"', "env.id=toy/Letters-v0",
+]  # fmt: skip
+"""Overrides of the quickstart: a whole run on the letters in a second."""

@@ -95,7 +95,8 @@ def parse(data: dict[str, Any], overrides: Iterable[str] = (), resumed: bool = F
     except ValidationError as error:
         raise RecipeError(_explain(error)) from None
     try:
-        check(recipe, resumed)
+        given = {".".join(path) for path, _, _ in pairs}
+        check(recipe, {"sft.data", "preference.data"} - given if resumed else ())
     except ValueError as error:
         raise RecipeError(str(error)) from None
     return recipe

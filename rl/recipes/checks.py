@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -24,13 +25,13 @@ if TYPE_CHECKING:
 DEFAULTS = RlSection()
 
 
-def check(recipe: Recipe, resumed: bool = False) -> None:
+def check(recipe: Recipe, kept: Collection[str] = ()) -> None:
     """Raise ValueError with the reason where the recipe's settings do not go together, or a part is not known.
-    `resumed`: demonstrations are the run's own copy, whatever became of their file."""
+    `kept`: keys of files that the run has its own copies of, whatever became of them."""
     _trainable(recipe.learner.trainable)
     if recipe.sft.tokens is not None:
         _tokens(recipe.sft.tokens)
-    if recipe.sft.data and not resumed and not Path(recipe.sft.data).is_file():
+    if recipe.sft.data and "sft.data" not in kept and not Path(recipe.sft.data).is_file():
         raise ValueError(
             f"sft.data = {recipe.sft.data!r}: there is no such file; `gymrl collect` writes one, as JSONL or Parquet"
         )
@@ -52,7 +53,7 @@ def check(recipe: Recipe, resumed: bool = False) -> None:
             if getattr(recipe.rl, kind) != getattr(DEFAULTS, kind):
                 _found(kind, getattr(recipe.rl, kind))
     if recipe.preference is not None:
-        _preference(recipe.preference, resumed)
+        _preference(recipe.preference, kept)
 
 
 def _trainable(t: Trainable) -> None:
@@ -87,14 +88,14 @@ def _tokens(t: TokensSection) -> None:
         raise ValueError(f"sft.tokens.key = {t.key!r} is no regular expression: {error}") from None
 
 
-def _preference(p: PreferenceSection, resumed: bool) -> None:
+def _preference(p: PreferenceSection, kept: Collection[str]) -> None:
     if p.loss != PreferenceSection().loss:
         _found("preference", p.loss)
     if p.data and p.rounds > 1:
         raise ValueError(
             "preference.data is what is learnt from, preference.rounds > 1 samples anew in each: leave one of them out"
         )
-    if p.data and not resumed and not Path(p.data).is_file():
+    if p.data and "preference.data" not in kept and not Path(p.data).is_file():
         raise ValueError(
             f"preference.data = {p.data!r}: there is no such file; name one of episodes, or of TRL's preference forms"
         )
