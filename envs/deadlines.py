@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
 from contextvars import ContextVar
+from types import TracebackType
 
 
 class Turn:
@@ -43,21 +43,35 @@ class Turn:
 _LIMIT: ContextVar[asyncio.Timeout | None] = ContextVar("gymrl_deadline", default=None)
 
 
-@contextlib.asynccontextmanager
-async def within(seconds: float) -> AsyncIterator[asyncio.Timeout]:
+class within:
     """`asyncio.timeout(seconds)`, which stands still while a world that is called inside waits for its turn.
 
     What held up the event loop beyond the limit is late too, once it has ended.
     """
-    async with asyncio.timeout(seconds) as limit:
-        before = _LIMIT.set(limit)
-        try:
-            yield limit
-            when = limit.when()
-            if when is not None and asyncio.get_running_loop().time() >= when and not limit.expired():
+
+    def __init__(self, seconds: float) -> None:
+        self._limit = asyncio.timeout(seconds)
+
+    async def __aenter__(self) -> asyncio.Timeout:
+        await self._limit.__aenter__()
+        self._before = _LIMIT.set(self._limit)
+        return self._limit
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        _LIMIT.reset(self._before)
+        if error is None and self._overdue():
+            try:
                 await asyncio.sleep(60.0)  # the loop has had no chance to end it: it does so now
-        finally:
-            _LIMIT.reset(before)
+            except BaseException as late:
+                await self._limit.__aexit__(type(late), late, late.__traceback__)
+                raise
+        return await self._limit.__aexit__(kind, error, trace)
+
+    def _overdue(self) -> bool:
+        when = self._limit.when()
+        return when is not None and asyncio.get_running_loop().time() >= when and not self._limit.expired()
 
 
 def wait_turn() -> Turn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from gymrl.sandboxes import Result, Session, shared_sandbox
@@ -17,13 +18,13 @@ class Programs:
     def __init__(self, sandbox: str, timeout: float, stateful: bool) -> None:
         self.sandbox, self.timeout, self.stateful = sandbox, timeout, stateful
         self.session: Session | None = None
-
-    def build(self) -> None:
-        """Have the sandbox ready, which takes a moment the first time. Blocks."""
-        shared_sandbox(self.sandbox)
+        self.ready = False
 
     async def begin(self) -> None:
-        """Forget the last episode's variables."""
+        """Have the sandbox ready, which takes a moment the first time, and forget the last episode's variables."""
+        if not self.ready:
+            await asyncio.to_thread(shared_sandbox, self.sandbox)
+            self.ready = True
         if self.session:
             await self.session.reset()
 

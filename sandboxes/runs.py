@@ -49,6 +49,7 @@ class Run:
     """One program, from the caller's event loop to its result in `seen`. Cancelling that does not end the program."""
 
     _started: Started
+    _ear: int
     _timer: asyncio.TimerHandle
 
     def __init__(self, pool: Pool, source: bytes, timeout: float, limits: Limits) -> None:
@@ -68,7 +69,8 @@ class Run:
         except BaseException as error:
             self.seen.set_exception(error)
             return False
-        self.loop.add_reader(worker.control, self._look)
+        self._ear = worker.control.fileno()  # a number: of an object the loop first writes what it is, in full
+        self.loop.add_reader(self._ear, self._look)
         self._timer = self.loop.call_later(QUICK, self.hand_over)
         self.pool.watched.add(self)
         return True
@@ -90,7 +92,7 @@ class Run:
             return False
         self._timer.cancel()
         if not self.loop.is_closed():
-            self.loop.remove_reader(self._started.worker.control)
+            self.loop.remove_reader(self._ear)
         return True
 
     def _look(self) -> None:

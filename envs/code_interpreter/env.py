@@ -55,7 +55,6 @@ class CodeInterpreter(Environment):
 
     async def reset(self) -> Observation:
         await self.programs.begin()
-        await asyncio.to_thread(self.programs.build)
         self.problem: Problem = await self._off_loop(self.source.draw, self.task, self.rng)
         self.knows = self.rng.random() < self.from_head or not self.problem.solution
         self.output: str | None = None

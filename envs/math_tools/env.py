@@ -57,14 +57,10 @@ class MathTools(Environment):
 
     async def reset(self) -> Observation:
         await self.programs.begin()
-        await shared_judge().off_loop(self._open)  # built once, which takes a moment
+        await shared_judge().off_loop(shared_judge().warm)  # once, which takes a moment
         self.problem: Problem = self.source.draw(self.task, self.rng)
         self.output: str | None = None
         return Observation((Message("system", INSTRUCTIONS), Message("user", self.problem.question)))
-
-    def _open(self) -> None:
-        self.programs.build()
-        shared_judge().warm()
 
     async def step(self, action: Action) -> tuple[Any, ...]:
         said = boxed(action.text)
