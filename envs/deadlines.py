@@ -59,7 +59,7 @@ class within:
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
+    ) -> None:
         _LIMIT.reset(self._before)
         if error is None and self._overdue():
             try:
@@ -67,7 +67,7 @@ class within:
             except BaseException as late:
                 await self._limit.__aexit__(type(late), late, late.__traceback__)
                 raise
-        return await self._limit.__aexit__(kind, error, trace)
+        await self._limit.__aexit__(kind, error, trace)
 
     def _overdue(self) -> bool:
         when = self._limit.when()

@@ -145,6 +145,7 @@ class Worker:
         config = {
             "tier": tier, "folder": self.folder, "control": theirs.fileno(), "packages": packages, "preload": preload,
             "parent": 0 if tier == "namespaces" else self.owner, "house": str(HOUSE), "cgroup": doors,
+            "bytecode": not sys.dont_write_bytecode,
         }  # fmt: skip
         with theirs:
             # Not -I but what it stands for: the environment is ours anyway, and a fixed hash seed makes a

@@ -112,12 +112,12 @@ def test_a_folder_is_put_back_as_it_was(before: dict[str, object], after: dict[s
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         build(folder, before)
-        taken = files.take(name, files.Tree())
+        taken = files.take(name, files.Tree({}))
         files.wipe(name)
         assert list(folder.iterdir()) == []
         build(folder, after)
         files.put(name, taken, lambda *_: None)
-        again = files.take(name, files.Tree())
+        again = files.take(name, files.Tree({}))
         assert contents(again) == contents(taken)
         assert files.take(name, again).entries == again.entries
 
@@ -128,14 +128,14 @@ def test_putting_back_follows_no_link(tmp_path: Path) -> None:
     outside.mkdir()
     (work / "d").mkdir()
     (work / "d" / "f").write_text("old")
-    taken = files.take(str(work), files.Tree())
+    taken = files.take(str(work), files.Tree({}))
     shutil.rmtree(work / "d")
     (work / "d").symlink_to(outside)
     files.put(str(work), taken, lambda *_: None)
     assert list(outside.iterdir()) == [] and (work / "d" / "f").read_text() == "old"
     (work / "l").symlink_to(outside)
     (outside / "kept").write_text("x")
-    assert contents(files.take(str(work), files.Tree()))["l"][1] == str(outside)
+    assert contents(files.take(str(work), files.Tree({})))["l"][1] == str(outside)
     files.wipe(str(work))
     assert (outside / "kept").exists()
 

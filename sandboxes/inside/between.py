@@ -7,16 +7,17 @@ caller asks for them to be attended to. A caller that is held up and does neithe
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import os
 import select
-import signal
-import socket
 import struct
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gymrl.sandboxes.inside import files, protocol
+from gymrl.sandboxes.inside import syscalls as sc
+from gymrl.sandboxes.inside.protocol import Socket
 from gymrl.sandboxes.inside.questions import Questions
 from gymrl.sandboxes.inside.zygote import Request, Zygote
 
@@ -24,15 +25,14 @@ LOOK = 40
 """Milliseconds between looks at a turn that nobody asked to attend to."""
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(NamedTuple):
     """A process that holds a session's state, waiting. questions: where it asks whether it may fork (None: it need
     not); files: the folders' contents that belong to it."""
 
     pid: int
-    channel: socket.socket
+    channel: Socket
     questions: Questions | None = None
-    files: tuple[files.Tree, files.Tree] = (files.Tree(), files.Tree())
+    files: tuple[files.Tree, files.Tree] = (files.Tree({}), files.Tree({}))
 
 
 class Between:
@@ -53,19 +53,19 @@ class Between:
         self.stopped: set[int] = set()
         self.watching = False
         self.page, self.open, self.seen = -1, False, (0, 0)
-        self.given: socket.socket | None = None
+        self.given: Socket | None = None
         self.cause = b""
 
     def nothing_new(self) -> bool:
         """Whether there has never been more than the session's first process, with one thread."""
         return bool(self.only) and self.current is not None and self.watch.none_since(self.only)
 
-    def gift(self) -> socket.socket | None:
+    def gift(self) -> Socket | None:
         """A copy of the channel for a caller that may begin turns and does not have it."""
         if self.page < 0 or self.current is None or self.current.channel is self.given:
             return None
         self.given = self.current.channel
-        return self.given.dup()
+        return Socket(fileno=_socket.dup(self.given.fileno()))
 
     def shut(self, shut: bool = True) -> None:
         """Let the caller begin no turn past this process, or let it."""
@@ -127,7 +127,7 @@ class Between:
         if cause:
             self.cause = cause
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.current.pid, signal.SIGKILL)
+                os.kill(self.current.pid, sc.SIGKILL)
             self.end()
         return False
 
@@ -136,14 +136,14 @@ class Between:
         held = self.kept() - self.stopped
         for pid in held if self.tier.alone else held.intersection(self.watch.processes()):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGSTOP)
+                os.kill(pid, sc.SIGSTOP)
                 self.stopped.add(pid)
 
     def thaw(self, pid: int) -> None:
         if pid in self.stopped:
             self.stopped.discard(pid)
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+                os.kill(pid, sc.SIGCONT)
 
     def snapshot_pids(self) -> set[int]:
         return {held.pid for held in self.snapshots.values()}

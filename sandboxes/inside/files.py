@@ -8,7 +8,7 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from gymrl.sandboxes.inside import syscalls as sc
 from gymrl.sandboxes.inside.protocol import Passing
@@ -18,8 +18,7 @@ DEEPEST = 3000
 _NO_LINKS = 0x04 | 0x08  # RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A file (its bytes), a symbolic link (its aim) or a folder (None). `key` changes whenever the content does."""
 
     mode: int
@@ -28,11 +27,10 @@ class Entry:
     content: Passing | str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Tree:
+class Tree(NamedTuple):
     """What a folder held, by path below it; a folder comes before what is in it."""
 
-    entries: dict[str, Entry] = field(default_factory=dict)
+    entries: dict[str, Entry]
 
 
 def _beneath(root: int, path: str, flags: int, mode: int = 0) -> int:
@@ -160,7 +158,7 @@ def put(path: str, tree: Tree, own: Callable[[int | str, int | None], None]) -> 
         for below in made:
             with contextlib.suppress(OSError), parent(root, below) as (folder, name):
                 info = os.stat(name, dir_fd=folder, follow_symlinks=False)
-                entries[below] = replace(entries[below], key=_key(info))
+                entries[below] = entries[below]._replace(key=_key(info))
     finally:
         os.close(root)
     return Tree(entries)

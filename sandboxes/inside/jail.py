@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import stat
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gymrl.sandboxes.inside import syscalls as sc
 
@@ -55,8 +54,7 @@ class JailError(Exception):
     """A step of building the jail failed: the step, what the kernel said, and the mend."""
 
 
-@dataclass(frozen=True, slots=True)
-class Jail:
+class Jail(NamedTuple):
     """A jail that was entered. proc: a descriptor of /proc for its processes, which no program can reach. user: to
     whom a program changes (None: the worker's own, without its capabilities)."""
 
@@ -117,9 +115,9 @@ def enter(readable: Iterable[str]) -> Jail:
     _become_first()
     proc = _mounts(trees, links, cache)
     with contextlib.suppress(OSError):
-        import socket
+        import _socket
 
-        socket.sethostname("sandbox")
+        _socket.sethostname("sandbox")
     return Jail(proc, user)
 
 
@@ -199,7 +197,7 @@ def _become_first() -> None:
         os.closerange(3, 65536)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         os._exit(status if status >= 0 else 128 - status)
-    sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
+    sc.prctl(sc.PR_SET_PDEATHSIG, sc.SIGKILL)
 
 
 def _mounts(trees: dict[str, int], links: dict[str, str], cache: bytes) -> int:

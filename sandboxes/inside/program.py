@@ -10,12 +10,9 @@ import gc
 import io
 import linecache
 import os
-import signal
-import socket
 import sys
 import traceback
 import types
-from dataclasses import dataclass
 from resource import (
     RLIM_INFINITY,
     RLIMIT_AS,
@@ -30,7 +27,7 @@ from resource import (
     getrlimit,
     setrlimit,
 )  # fmt: skip
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from gymrl.sandboxes.inside import landlock, protocol, seccomp
 from gymrl.sandboxes.inside import syscalls as sc
@@ -44,8 +41,7 @@ HOOKS: list[dict[str, Any]] = []
 """What is to be called at a fork of a program's that need not be called at one of the worker."""
 
 
-@dataclass(frozen=True, slots=True)
-class Confinement:
+class Confinement(NamedTuple):
     """What a child does to itself before the program starts.
 
     user: to whom it changes (None: nobody else). groups: whether it is in groups that it has to leave. rules: a
@@ -111,7 +107,7 @@ def confine(bounds: Confinement, fds: list[int]) -> int:
         os.setresgid(bounds.user, bounds.user, bounds.user)
         os.setresuid(bounds.user, bounds.user, bounds.user)
     if bounds.die:
-        sc.prctl(sc.PR_SET_PDEATHSIG, signal.SIGKILL)
+        sc.prctl(sc.PR_SET_PDEATHSIG, sc.SIGKILL)
     if bounds.rules >= 0 or bounds.filter or not bounds.die:
         if bounds.die:  # else the worker has it, and so has its child
             sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
@@ -194,10 +190,9 @@ def session(listener: int) -> NoReturn:
     """Carry out orders from the channel, in one namespace; a forked child goes on with a channel of its own."""
     regain()
     names = MAIN.__dict__
-    channel = socket.socket(fileno=CHANNEL)
-    socket.send_fds(
-        channel, [protocol.REPLY.pack(protocol.READY, os.getpid(), 0)], [listener] if listener else []
-    )
+    channel = protocol.Socket(fileno=CHANNEL)
+    ready = protocol.REPLY.pack(protocol.READY, os.getpid(), 0)
+    protocol.send_fds(channel, ready, [listener] if listener else [])
     if listener:
         os.close(listener)
     number, own = 0, os.getpid()
@@ -208,7 +203,7 @@ def session(listener: int) -> NoReturn:
                 os.close(fds[0])
                 continue
             channel.close()
-            channel = socket.socket(fileno=fds[0])
+            channel = protocol.Socket(fileno=fds[0])
             own = os.getpid()
             channel.sendall(protocol.REPLY.pack(protocol.READY, own, 0))
         elif order == protocol.WAIT:
@@ -230,7 +225,7 @@ def session(listener: int) -> NoReturn:
             channel.sendall(protocol.REPLY.pack(kind, status, len(shown)) + shown)
 
 
-def _receive(channel: socket.socket) -> tuple[bytes, int, bytes, list[int]]:
+def _receive(channel: protocol.Socket) -> tuple[bytes, int, bytes, list[int]]:
     """An order, its number, what is there already of what follows it, and a descriptor that came along. No other order
     comes before this one is carried out."""
     data, fds = protocol.receive_fds(channel, 4096, 1)
@@ -241,7 +236,7 @@ def _receive(channel: socket.socket) -> tuple[bytes, int, bytes, list[int]]:
     return *protocol.ORDER.unpack_from(data), data[protocol.ORDER.size :], fds
 
 
-def _exactly(channel: socket.socket, size: int) -> bytes:
+def _exactly(channel: protocol.Socket, size: int) -> bytes:
     data = protocol.receive(channel, size)
     if len(data) < size:
         os._exit(0)

@@ -6,9 +6,13 @@ it has forked the program, so that no copy of it is in the program's memory, and
 
 from __future__ import annotations
 
-import array
-import socket
+import _socket
 import struct
+
+Socket = _socket.socket
+"""The module `socket` makes every fork of a worker dearer by a tenth, for names of constants."""
+pair = _socket.socketpair
+MSG_DONTWAIT, SOL_SOCKET, SCM_RIGHTS = _socket.MSG_DONTWAIT, _socket.SOL_SOCKET, _socket.SCM_RIGHTS
 
 REQUEST = struct.Struct("<dQQQQQQ")
 """time-out (s), memory, file size, disk, processes, output, length of the code. Sizes in bytes."""
@@ -54,7 +58,7 @@ LONGEST = 2**20
 """Bytes of a turn's value; a run's output limit cuts it further."""
 
 
-def receive(source: socket.socket, size: int) -> bytes:
+def receive(source: Socket, size: int) -> bytes:
     """So many bytes, or fewer where the other end is closed. Raises OSError when the socket's time-out passes."""
     data = source.recv(min(2**20, size)) if size else b""
     if len(data) == size or not data:  # as mostly
@@ -68,7 +72,7 @@ def receive(source: socket.socket, size: int) -> bytes:
     return bytes(whole)
 
 
-def receive_into(source: socket.socket, place: bytearray | memoryview) -> bool:
+def receive_into(source: Socket, place: bytearray | memoryview) -> bool:
     """Fill a buffer, and leave no copy in this process's memory; whether the other end did not close before."""
     view = memoryview(place)
     while view:
@@ -91,11 +95,21 @@ class Passing(bytearray):
         forget(self)
 
 
-def receive_fds(source: socket.socket, size: int, most: int) -> tuple[bytes, list[int]]:
+def receive_fds(source: Socket, size: int, most: int) -> tuple[bytes, list[int]]:
     """Up to so many bytes, and the descriptors that ride on the first of them."""
-    data, notes, _, _ = source.recvmsg(size, socket.CMSG_SPACE(4 * most))
-    fds = array.array("i")
+    data, notes, _, _ = source.recvmsg(size, _socket.CMSG_SPACE(4 * most))
+    fds: list[int] = []
     for level, kind, note in notes:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(note[: len(note) - len(note) % 4])
-    return data, list(fds)
+        if level == SOL_SOCKET and kind == SCM_RIGHTS:
+            fds += struct.unpack_from(f"={len(note) // 4}i", note)
+    return data, fds
+
+
+def send_fds(to: Socket, data: bytes, fds: list[int]) -> None:
+    """Send bytes with descriptors on the first of them. Raises OSError."""
+    to.sendmsg([data], [note(fds)] if fds else [])
+
+
+def note(fds: list[int]) -> tuple[int, int, bytes]:
+    """What descriptors ride on."""
+    return SOL_SOCKET, SCM_RIGHTS, struct.pack(f"={len(fds)}i", *fds)

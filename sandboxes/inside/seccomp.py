@@ -6,8 +6,7 @@ import ctypes
 import errno
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from gymrl.sandboxes.inside import numbers, syscalls
 
@@ -16,8 +15,7 @@ ALLOW, ERRNO, KILL, NOTIFY = 0x7FFF0000, 0x00050000, 0x80000000, 0x7FC00000
 Instruction = tuple[int, int, int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(NamedTuple):
     """What an argument (its low 32 bits, and-ed with `mask`) must be: one of `values`, or none of them."""
 
     argument: int
@@ -27,8 +25,7 @@ class Check:
     otherwise: int = ERRNO | errno.EPERM
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(NamedTuple):
     """Verdicts by system call: an action, or checks that must all hold for it to be allowed."""
 
     verdicts: Mapping[str, int | tuple[Check, ...]]

@@ -13,16 +13,14 @@ import errno
 import os
 import select
 import shlex
-import signal
-import socket
 import stat
 import struct
 import sys
 import time
-from dataclasses import dataclass, replace
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from gymrl.sandboxes.inside import protocol
+from gymrl.sandboxes.inside import syscalls as sc
 from gymrl.sandboxes.inside.program import CHANNEL
 from gymrl.sandboxes.inside.zygote import Outcome, Request, Zygote
 
@@ -44,12 +42,11 @@ done
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Bash:
+class Bash(NamedTuple):
     """A bash that waits for a command. handle: readable once it is dead."""
 
     pid: int
-    channel: socket.socket
+    channel: protocol.Socket
     handle: int
 
 
@@ -108,7 +105,7 @@ class Shell:
     def turn(self, request: Request) -> tuple[Outcome, bytes]:
         """Have the bash evaluate a command; a bash that does not live through it is replaced."""
         nonce = self.zygote.exactly(protocol.NONCE)
-        request = replace(request, disk=request.disk + self.tree)
+        request = request._replace(disk=request.disk + self.tree)
         bash = self.bash
         assert bash is not None
         end = time.monotonic() + request.timeout
@@ -130,7 +127,7 @@ class Shell:
         try:
             status = os.waitstatus_to_exitcode(os.waitpid(bash.pid, 0)[1])
         except ChildProcessError:  # it died after its last command, and was reaped with what that had left
-            status = -signal.SIGKILL
+            status = -sc.SIGKILL
         return Outcome(cause, status, lost=not self.start_again()), nonce
 
     def send(self, bash: Bash, command: bytes | bytearray, end: float) -> None:
@@ -138,7 +135,7 @@ class Shell:
         text = b"".join(_ESCAPES[byte] for byte in command)
         data = b"%d\n" % len(text) + text
         with contextlib.suppress(BlockingIOError):
-            data = data[bash.channel.send(data, socket.MSG_DONTWAIT) :]
+            data = data[bash.channel.send(data, protocol.MSG_DONTWAIT) :]
         if data:
             bash.channel.settimeout(max(0.01, end - time.monotonic()))
             bash.channel.sendall(data)
@@ -153,7 +150,7 @@ class Shell:
             if cause != protocol.ENDED or handle == bash.handle:
                 return cause, None
             try:
-                data = bash.channel.recv(65536, socket.MSG_DONTWAIT)
+                data = bash.channel.recv(65536, protocol.MSG_DONTWAIT)
             except BlockingIOError:  # it is dead, and something holds the other end
                 return cause, None
             if not data:  # another program takes its place (exec), or it is about to end
@@ -193,7 +190,7 @@ class Shell:
             self.bash.channel.settimeout(None)
         except (Broken, OSError):  # its next command finds it dead, and another is started then
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.bash.pid, signal.SIGKILL)
+                os.kill(self.bash.pid, sc.SIGKILL)
             return
         self.folder, self.exports, _ = said.split(b"\0", 2)
 
@@ -202,7 +199,7 @@ class Shell:
         self.hear()
         if self.bash is not None and not self.stopped and not self.watch.ended(self.bash.pid):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.bash.pid, signal.SIGSTOP)
+                os.kill(self.bash.pid, sc.SIGSTOP)
                 self.stopped = True
             self.watch.end({self.bash.pid})
         return False
@@ -211,7 +208,7 @@ class Shell:
         if self.stopped:
             self.stopped = False
             with contextlib.suppress(ProcessLookupError):
-                os.kill(bash.pid, signal.SIGCONT)
+                os.kill(bash.pid, sc.SIGCONT)
 
     def gift(self) -> None:
         """Nothing goes to the caller with an outcome."""
@@ -221,17 +218,21 @@ class Shell:
     def start(self) -> None:
         """A new bash at the top of the working tree."""
         assert self.first is not None
-        ours, theirs = socket.socketpair()
-        with theirs:
+        ours, theirs = protocol.pair()
+        try:
             fds = [*self.first.fds, theirs.fileno()]
-            day = replace(self.first, timeout=86400.0)  # of a processor, for each process
+            day = self.first._replace(timeout=86400.0)  # of a processor, for each process
             pid = self.zygote.spawn(day, fds, work=self.become)
+        finally:
+            theirs.close()
         self.zygote.check_child()
         self.bash = Bash(pid, ours, os.pidfd_open(pid))
 
     def become(self) -> NoReturn:
         """The confined child turns into the bash."""
         os.dup2(CHANNEL, NUMBER, inheritable=True)
+        import signal
+
         for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # by Python, and a program would inherit that
             signal.signal(ignored, signal.SIG_DFL)
         places = dict.fromkeys([os.path.dirname(sys.executable), "/usr/local/bin", "/usr/bin", "/bin"])
@@ -310,7 +311,7 @@ class Shell:
         try:
             cause = self.zygote.attend(handle, time.monotonic() + request.timeout, request)
             if cause != protocol.ENDED:
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, sc.SIGKILL)
             status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         finally:
             os.close(handle)

@@ -2,7 +2,8 @@
 
 tier, folder (scratch), control (descriptor of the control socket, the path of a socket to listen on, or '' for standard
 input and output), parent (process id, or 0), packages (folders to import from), preload (modules to import
-beforehand), house (the folder of gymrl.sandboxes), cgroup (where there is one, two descriptors: written to to enter it,
+beforehand), house (the folder of gymrl.sandboxes), bytecode (whether its modules may
+be kept compiled, where they can be), cgroup (where there is one, two descriptors: written to to enter it,
 and what counts the processes that the kernel killed in it).
 """
 
@@ -10,9 +11,9 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 import types
+from typing import Any
 
 PRELOAD = ("bisect", "collections", "datetime", "functools", "heapq", "io", "itertools", "json", "math", "operator",
            "random", "re", "string", "typing")  # fmt: skip
@@ -39,8 +40,10 @@ def import_threading() -> None:
         os.register_at_fork = register
 
 
-def listen(path: str) -> socket.socket:
+def listen(path: str) -> Any:
     """The one connection that is made to this socket, whose name is removed then."""
+    import socket
+
     with socket.socket(socket.AF_UNIX) as door:
         door.bind(path)
         os.chmod(path, 0o666)
@@ -57,18 +60,25 @@ def main(config: dict[str, object]) -> None:
         os.write(doors[0], b"0")
         os.close(doors[0])
     house(str(config["house"]))
+    sys.dont_write_bytecode = not config.get("bytecode")  # of this package; programs leave none
     place = config["control"]
-    if place != "":  # else this process has threads: those of the relay
+    if place != "" and config["preload"]:  # else nobody needs it, or this process has threads: those of the relay
         import_threading()
-    from gymrl.sandboxes.inside import relay, shells, tiers, turns  # noqa: F401  ( imported before the jail closes)
+    from gymrl.sandboxes.inside import shells, tiers, turns  # noqa: F401  (imported before the jail closes)
     from gymrl.sandboxes.inside.jail import JailError
     from gymrl.sandboxes.inside.program import warm_up
+    from gymrl.sandboxes.inside.protocol import Socket
     from gymrl.sandboxes.inside.zygote import Zygote
 
+    sys.dont_write_bytecode = True
     if isinstance(place, int):
-        control = socket.socket(fileno=place)
+        control = Socket(fileno=place)
+    elif place:
+        control = listen(str(place))
     else:
-        control = listen(str(place)) if place else relay.standard()
+        from gymrl.sandboxes.inside import relay
+
+        control = relay.standard()
     os.environ.clear()
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
     try:

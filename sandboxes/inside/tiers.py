@@ -6,7 +6,6 @@ import contextlib
 import os
 import sys
 import time
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gymrl.sandboxes.inside import files, jail, landlock, seccomp, trees
@@ -33,14 +32,9 @@ COARSE = 5
 """The clock that files are stamped with, CLOCK_REALTIME_COARSE."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stamp:
-    """Of a folder in memory: when it was last changed (its entries, owner, mode and attributes included) and read, in
-    ns, and the number of the file that was made in it last."""
-
-    changed: int
-    read: int
-    number: int
+Stamp = tuple[int, int, int]
+"""Of a folder in memory: when it was last changed (its entries, owner, mode and attributes included) and read, in ns,
+and the number of the file that was made in it last."""
 
 
 def stamp(path: str) -> Stamp:
@@ -51,43 +45,33 @@ def stamp(path: str) -> Stamp:
     finally:
         os.close(descriptor)
     info = os.stat(path)
-    return Stamp(info.st_ctime_ns, info.st_atime_ns, number)
+    return info.st_ctime_ns, info.st_atime_ns, number
 
 
-@dataclass
 class Tier:
     """A worker's own tier. work, temporary: the folders of the run that comes next.
 
-    names: files that a folder of the jail may hold. A shell's working tree is shown by an overlay (layered), or its
-    contents are kept in `tree` and put back.
+    alone: this process is the first of its namespace. proc: a descriptor of /proc. user: to whom programs change
+    (None: nobody else). readable: what they may read. abi: the version of Landlock (0: none). size: bytes of address
+    space that a program has from the worker. names: files that a folder of the jail may hold. A shell's working tree
+    is shown by an overlay (layered), or its contents are kept in `tree` and put back.
     """
 
-    name: str
-    folder: str
-    alone: bool
-    proc: int
-    user: int | None
-    readable: list[str]
-    abi: int = 0
-    groups: bool = field(default_factory=lambda: os.geteuid() == 0 and bool(os.getgroups()))
-    filters: dict[bool, bytes] = field(default_factory=dict)
-    disk: int = -1
-    rules: int = -1
-    size: int = 0
-    names: int = 4096
-    shell: bool = False
-    layered: bool = False
-    tree: files.Tree | None = None
-    stamps: tuple[Stamp, ...] = ()
-    settled: bool = False
-
-    @property
-    def work(self) -> str:
-        return jail.WORK if self.alone else f"{self.folder}/work"
-
-    @property
-    def temporary(self) -> str:
-        return jail.TEMPORARY if self.alone else f"{self.folder}/tmp"
+    def __init__(
+        self, name: str, folder: str, alone: bool, proc: int, user: int | None, readable: list[str], abi: int = 0
+    ) -> None:
+        self.name, self.folder, self.alone, self.proc = name, folder, alone, proc
+        self.user, self.readable, self.abi = user, readable, abi
+        self.work = jail.WORK if alone else f"{folder}/work"
+        self.temporary = jail.TEMPORARY if alone else f"{folder}/tmp"
+        self.groups = os.geteuid() == 0 and bool(os.getgroups())
+        self.filters: dict[bool, bytes] = {}
+        self.disk = self.rules = -1
+        self.size, self.names = 0, 4096
+        self.shell = self.layered = self.settled = False
+        self.tree: files.Tree | None = None
+        self.stamps: tuple[Stamp, ...] = ()
+        self.confinements: dict[tuple[int, ...], Confinement] = {}
 
     def score(self) -> int:
         """A descriptor of this process's oom_score_adj: 1000 is killed first where memory runs out. Children inherit
@@ -130,6 +114,7 @@ class Tier:
         if self.abi:
             devices = [device for device in DEVICES if device != "/dev/zero" or self.alone]
             self.rules = landlock.ruleset(self.abi, self.readable, [self.work, self.temporary, *devices])
+        self.confinements.clear()
         os.chdir(self.work)
         self.disk = disk
 
@@ -147,11 +132,11 @@ class Tier:
                 jail.overlay(disk, self.names, self.user)
                 self.layered = True
             except OSError:  # an old kernel: the tree is copied instead
-                self.tree = files.take(f"{jail.LAYERS}/base", files.Tree())
+                self.tree = files.take(f"{jail.LAYERS}/base", files.Tree({}))
         else:
             self.prepare(disk)
             trees.unpack(source, self.work, self.own)
-            self.tree = files.take(self.work, files.Tree())
+            self.tree = files.take(self.work, files.Tree({}))
         self.used()
         self.prepare(disk)
 
@@ -159,14 +144,14 @@ class Tier:
         """A run is about to begin: whatever it changes in the folders will bear a later time than they do, unless they
         were made within this tick of the clock."""
         now = time.clock_gettime_ns(COARSE)
-        self.settled = bool(self.stamps) and all(stamp.changed < now for stamp in self.stamps)
+        self.settled = bool(self.stamps) and max(self.stamps)[0] < now
 
     def over(self) -> None:
         """A run is over, and all its processes are: the next one gets other folders, or the same ones where the run has
         left nothing in them, not even the time at which it looked into them or a gap in the numbers of files."""
         if self.settled:
-            before, self.stamps = self.stamps, (stamp(self.work), stamp(self.temporary))
-            if self.stamps == tuple(replace(stamp, number=stamp.number + 1) for stamp in before):
+            (one, two), self.stamps = self.stamps, (stamp(self.work), stamp(self.temporary))
+            if self.stamps == ((*one[:2], one[2] + 1), (*two[:2], two[2] + 1)):
                 return
         self.used()
 
@@ -187,11 +172,16 @@ class Tier:
 
     def confinement(self, memory: int, file_size: int, processes: int, cpu: int, keeps: int) -> Confinement:
         """keeps: how many processes of the worker and of checkpoints count beside the program's own."""
-        counted = self.name == "namespaces" or self.user is not None
-        return Confinement(
-            self.user, self.groups, self.rules, self.filters.get(keeps > 0, b""), keeps > 0, not self.alone,
-            limits(self.size + memory, file_size, processes + keeps + 3 if counted else None, cpu),
-        )  # fmt: skip
+        asked = memory, file_size, processes, cpu, keeps
+        if asked not in self.confinements:
+            if len(self.confinements) >= 64:
+                self.confinements.clear()
+            counted = self.name == "namespaces" or self.user is not None
+            self.confinements[asked] = Confinement(
+                self.user, self.groups, self.rules, self.filters.get(keeps > 0, b""), keeps > 0, not self.alone,
+                limits(self.size + memory, file_size, processes + keeps + 3 if counted else None, cpu),
+            )  # fmt: skip
+        return self.confinements[asked]
 
 
 def enter(config: dict[str, Any]) -> Tier:

@@ -11,14 +11,13 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import signal
-import socket
 import struct
 import time
-from dataclasses import replace
 
 from gymrl.sandboxes.inside import files, protocol
+from gymrl.sandboxes.inside import syscalls as sc
 from gymrl.sandboxes.inside.between import Between, Held
+from gymrl.sandboxes.inside.protocol import Socket
 from gymrl.sandboxes.inside.questions import Questions
 from gymrl.sandboxes.inside.zygote import INSPECT_EVERY, Outcome, Request, Zygote
 
@@ -114,11 +113,11 @@ class Turns(Between):
         else:
             status = self.fate(runs, base if checkpoint else None, cause)
         if not checkpoint:
-            return replace(self.start_again(""), cause=cause, status=status), nonce
+            return self.start_again("")._replace(cause=cause, status=status), nonce
         runs.channel.close()
         self.current = base
         self.end()
-        self.current = replace(base, files=self.put(base))
+        self.current = base._replace(files=self.put(base))
         self.drain(base.channel)
         return Outcome(cause, status), nonce
 
@@ -128,8 +127,8 @@ class Turns(Between):
         self.thaw(base.pid)
         if spare is not None:
             self.thaw(spare.pid)
-            return replace(base, files=spare.files), spare
-        base = replace(base, files=self.contents(base.files))
+            return base._replace(files=spare.files), spare
+        base = base._replace(files=self.contents(base.files))
         return base, self.fork(base)
 
     def drop_spare(self) -> None:
@@ -142,15 +141,17 @@ class Turns(Between):
         """Have the process fork; the child, which waits. Raises Lost."""
         return self.born(held, self.ask(held))
 
-    def ask(self, held: Held) -> socket.socket:
+    def ask(self, held: Held) -> Socket:
         """Tell the process to fork; what the child will be spoken to by."""
         self.thaw(held.pid)
-        ours, theirs = socket.socketpair()
-        with theirs:
-            socket.send_fds(held.channel, [protocol.ORDER.pack(protocol.FORK, 0)], [theirs.fileno()])
+        ours, theirs = protocol.pair()
+        try:
+            protocol.send_fds(held.channel, protocol.ORDER.pack(protocol.FORK, 0), [theirs.fileno()])
+        finally:
+            theirs.close()
         return ours
 
-    def born(self, held: Held, ours: socket.socket) -> Held:
+    def born(self, held: Held, ours: Socket) -> Held:
         """The child of a process that was told to fork. Raises Lost."""
         deadline = time.monotonic() + PATIENCE
         allowed = 1
@@ -167,7 +168,7 @@ class Turns(Between):
                 if len(data) == protocol.REPLY.size:
                     kind, pid, _ = protocol.REPLY.unpack(data)
                     if kind == protocol.READY:
-                        return replace(held, pid=pid, channel=ours)
+                        return held._replace(pid=pid, channel=ours)
                 break
             if held.questions is not None and held.questions.listener in ready:
                 held.questions.answer(allow=allowed > 0)
@@ -177,7 +178,7 @@ class Turns(Between):
 
     def order(
         self,
-        channel: socket.socket,
+        channel: Socket,
         kind: bytes,
         size: int,
         body: bytes | memoryview = b"",
@@ -186,7 +187,7 @@ class Turns(Between):
         """Raises OSError where the process does not read."""
         head = protocol.ORDER.pack(kind, size)
         try:
-            sent = channel.sendmsg([head, body], [], socket.MSG_DONTWAIT)
+            sent = channel.sendmsg([head, body], [], protocol.MSG_DONTWAIT)
         except BlockingIOError:
             sent = 0
         if sent < len(head) + len(body):
@@ -195,11 +196,11 @@ class Turns(Between):
             channel.sendall(body[max(0, sent - len(head)) :])
             channel.settimeout(None)
 
-    def reply(self, channel: socket.socket, most: int, end: float) -> Outcome | None:
+    def reply(self, channel: Socket, most: int, end: float) -> Outcome | None:
         """The reply to a turn; None where the process died or says what it should not."""
         length, there, buffer = protocol.REPLY.size, 0, self.buffer
         try:
-            there = channel.recv_into(buffer, 0, socket.MSG_DONTWAIT)
+            there = channel.recv_into(buffer, 0, protocol.MSG_DONTWAIT)
             if 0 < there < length:
                 channel.settimeout(max(0.01, end - time.monotonic()))
                 there = length if protocol.receive_into(channel, buffer[there:length]) else 0
@@ -231,7 +232,7 @@ class Turns(Between):
         """Kill the process of a turn if it lives; its exit status, by the word of its parent where it is not ours."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if cause != protocol.ENDED or not self._dying(runs.pid):
-                os.kill(runs.pid, signal.SIGKILL)
+                os.kill(runs.pid, sc.SIGKILL)
         try:
             if base is None:
                 return os.waitstatus_to_exitcode(os.waitpid(runs.pid, 0)[1])
@@ -240,9 +241,9 @@ class Turns(Between):
             base.channel.settimeout(PATIENCE)
             head = protocol.receive(base.channel, protocol.REPLY.size)
             kind, status, _ = protocol.REPLY.unpack(head)
-            return os.waitstatus_to_exitcode(status) if kind == protocol.ENDED else -signal.SIGKILL
+            return os.waitstatus_to_exitcode(status) if kind == protocol.ENDED else -sc.SIGKILL
         except (OSError, ValueError, struct.error):
-            return -signal.SIGKILL
+            return -sc.SIGKILL
 
     def listen(self, held: Held) -> None:
         """Wait until a process that holds a state says something, and end what its signal handlers start meanwhile
@@ -285,12 +286,14 @@ class Turns(Between):
             if questions not in still:
                 questions.close()
         self.asking = [questions for questions in self.asking if questions in still]
-        ours, theirs = socket.socketpair()
-        with theirs:
+        ours, theirs = protocol.pair()
+        try:
             pid = self.zygote.spawn(self.first, [*self.first.fds, theirs.fileno()], keeps=MOST + 3)
+        finally:
+            theirs.close()
         self.only = 0 if self.snapshots else pid
         ours.settimeout(PATIENCE)
-        head, fds, _, _ = socket.recv_fds(ours, protocol.REPLY.size, 1)
+        head, fds = protocol.receive_fds(ours, protocol.REPLY.size, 1)
         self.zygote.check_child()
         if len(head) < protocol.REPLY.size:
             raise Lost("the session's process does not start")
@@ -300,7 +303,7 @@ class Turns(Between):
     def start_again(self, why: str) -> Outcome:
         """The state is lost."""
         self.restart()
-        return Outcome(protocol.ENDED, -signal.SIGKILL, True, why.encode())
+        return Outcome(protocol.ENDED, -sc.SIGKILL, True, why.encode())
 
     def snapshot(self) -> Outcome:
         """Keep a copy of the state; its number is the value."""
@@ -308,7 +311,7 @@ class Turns(Between):
         if len(self.snapshots) >= MOST:
             return Outcome(protocol.ASKED, 0)
         self.made += 1
-        here = replace(self.current, files=self.contents(self.current.files))
+        here = self.current._replace(files=self.contents(self.current.files))
         self.snapshots[self.made] = self.fork(here)
         return Outcome(protocol.DONE, 0, False, str(self.made).encode())
 
@@ -322,7 +325,7 @@ class Turns(Between):
             self.current.channel.close()
             self.current = None
         self.end()
-        held = self.snapshots[number] = replace(held, files=self.put(held))
+        held = self.snapshots[number] = held._replace(files=self.put(held))
         self.current = self.fork(held)
 
     def contents(self, before: tuple[files.Tree, files.Tree]) -> tuple[files.Tree, files.Tree]:
@@ -356,17 +359,17 @@ class Turns(Between):
         else:
             self.untidy = False
         try:
-            here = replace(self.current, files=self.contents(self.current.files))
+            here = self.current._replace(files=self.contents(self.current.files))
             ours = self.ask(here)
             if not strays:  # the process before this one ends by itself as its channel is closed, meanwhile
                 with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                    os.kill(done.pid, signal.SIGKILL)
+                    os.kill(done.pid, sc.SIGKILL)
                     os.waitpid(done.pid, 0)
             self.spare = self.born(here, ours)
         except (Lost, OSError):  # the next turn tries again
             self.end()
 
-    def drain(self, channel: socket.socket) -> None:
+    def drain(self, channel: Socket) -> None:
         """Throw away what a turn that was undone has said in its parent's name."""
         channel.setblocking(False)
         with contextlib.suppress(OSError):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 import time
 from collections.abc import Collection
+
+from gymrl.sandboxes.inside import syscalls as sc
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 LOCKS = 4096
@@ -80,7 +81,7 @@ class Watch:
                 (spared if pid in keep else groups).add(os.getpgid(pid))
         for group in groups - spared:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(group, signal.SIGKILL)
+                os.killpg(group, sc.SIGKILL)
 
     def ended(self, pid: int) -> bool:
         try:
@@ -162,7 +163,7 @@ class Watch:
         pause = 0.0
         while self.alone and not keep:
             try:
-                os.kill(-1, signal.SIGKILL)  # all at once: nothing can be forked in between
+                os.kill(-1, sc.SIGKILL)  # all at once: nothing can be forked in between
             except (
                 ProcessLookupError
             ):  # there is nothing else in the namespace, not even what is to be reaped
@@ -190,7 +191,7 @@ class Watch:
                 self._strike_groups(left, keep)
             for pid in left:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGKILL)
+                    os.kill(pid, sc.SIGKILL)
             if time.monotonic() > deadline:
                 return False
             time.sleep(pause)

@@ -9,18 +9,15 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import signal
-import socket
-import struct
 import sys
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from gymrl.sandboxes.inside import files, protocol, questions
+from gymrl.sandboxes.inside import syscalls as sc
 from gymrl.sandboxes.inside.program import confine, harden, program, session
-from gymrl.sandboxes.inside.protocol import Passing, receive_fds
+from gymrl.sandboxes.inside.protocol import Passing, Socket, receive_fds
 from gymrl.sandboxes.inside.tiers import Tier
 from gymrl.sandboxes.inside.watch import LOCKS, Watch
 
@@ -29,8 +26,7 @@ INSPECT_EVERY = 0.04
 DISK = 64 * 2**20
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     kind: bytes
     fds: list[int]
     timeout: float
@@ -43,8 +39,7 @@ class Request:
     """To be forgotten once it is where it belongs: the next program is a copy of this process."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """status: the exit status, negative for a signal."""
 
     cause: bytes
@@ -57,7 +52,7 @@ class Zygote:
     """Serves one control socket until its other end is closed. parent: the caller's process id (0: it is not seen).
     kills: a descriptor of what counts the processes that the kernel killed for memory (-1: no cgroup)."""
 
-    def __init__(self, control: socket.socket, tier: Tier, parent: int, kills: int = -1) -> None:
+    def __init__(self, control: Socket, tier: Tier, parent: int, kills: int = -1) -> None:
         self.control, self.tier, self.parent = control, tier, parent
         self.watch = Watch(tier.proc, tier.alone, kills, tier.name == "namespaces")
         self.score, self.usual = -1, b""
@@ -103,16 +98,17 @@ class Zygote:
             self.leave()
         return Request(kind, fds, timeout, memory, file_size, disk, processes, output, code)
 
-    def answer(self, outcome: Outcome, nonce: bytes, start: float, give: socket.socket | None = None) -> None:
+    def answer(self, outcome: Outcome, nonce: bytes, start: float, give: Socket | None = None) -> None:
         """give: a copy of a socket for the caller, which is closed here."""
         head = protocol.OUTCOME.pack(
             outcome.cause, outcome.status, time.monotonic() - start, outcome.lost, len(outcome.value), nonce
         )
-        notes = []
-        if give is not None:
-            notes.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("=i", give.fileno())))
-        with give or contextlib.nullcontext():
+        try:
+            notes = [] if give is None else [protocol.note([give.fileno()])]
             sent = self.control.sendmsg([head, outcome.value], notes)
+        finally:
+            if give is not None:
+                give.close()
         if sent < len(head) + len(outcome.value):
             self.control.sendall(head[sent:])
             with memoryview(outcome.value)[max(0, sent - len(head)) :] as rest:
@@ -208,7 +204,7 @@ class Zygote:
         """Kill a run that is not yet reaped, with its whole process group."""
         for call in (os.kill, os.killpg):
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                call(pid, signal.SIGKILL)
+                call(pid, sc.SIGKILL)
 
     def attend(
         self,
