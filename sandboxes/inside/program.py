@@ -13,6 +13,7 @@ import os
 import sys
 import traceback
 import types
+from collections.abc import Callable
 from resource import (
     RLIM_INFINITY,
     RLIMIT_AS,
@@ -38,7 +39,9 @@ HERE = os.path.dirname(__file__)
 MAIN = types.ModuleType("__main__")
 """What a program runs in; the worker itself leaves it as it is."""
 HOOKS: list[dict[str, Any]] = []
-"""What is to be called at a fork of a program's that need not be called at one of the worker."""
+"""What modules want called at a fork, which is not called at those of the worker: a program gets it back."""
+SEED: list[Callable[[], object]] = []
+"""What gives `random` a state of its own. A program that imports nothing has no use for one."""
 
 
 class Confinement(NamedTuple):
@@ -158,8 +161,12 @@ def flush() -> None:
             pass
 
 
-def regain() -> None:
-    """What `threading` wants called at a fork is called at those of the program (see `start.import_threading`)."""
+def regain(seeded: bool) -> None:
+    """What modules want called at a fork is called at those of the program (see `start.aside`); seeded: and `random`
+    begins anew."""
+    if seeded:
+        for seed in SEED:
+            seed()
     for hooks in HOOKS:
         os.register_at_fork(**hooks)
 
@@ -179,7 +186,7 @@ def finish(status: int) -> NoReturn:
 
 def program(source: bytearray) -> NoReturn:
     """Run a whole program and exit."""
-    regain()
+    regain(b"import" in source)
     text = source.decode("utf-8", "surrogatepass")
     remember(text, "main.py")
     names = MAIN.__dict__
@@ -188,7 +195,7 @@ def program(source: bytearray) -> NoReturn:
 
 def session(listener: int) -> NoReturn:
     """Carry out orders from the channel, in one namespace; a forked child goes on with a channel of its own."""
-    regain()
+    regain(True)
     names = MAIN.__dict__
     channel = protocol.Socket(fileno=CHANNEL)
     ready = protocol.REPLY.pack(protocol.READY, os.getpid(), 0)

@@ -27,17 +27,23 @@ def house(folder: str) -> None:
         sys.modules[name] = module
 
 
-def import_threading() -> None:
-    """Import `threading` without what it has called in the child of every fork, which is for locks that threads of the
-    parent held and writes to a hundred pages of memory: this process has one thread. Programs get it back."""
+def aside(name: str) -> None:
+    """Import a module without what it has called in the child of every fork: `threading`'s is for locks that threads of
+    the parent held, of which this process has none, and writes to a hundred pages of memory; `random`'s draws 2,500
+    random bytes. Programs get it back."""
     from gymrl.sandboxes.inside import program
 
-    register = os.register_at_fork
-    os.register_at_fork = lambda **hooks: program.HOOKS.append(hooks)
+    def register(**hooks: Any) -> None:
+        program.HOOKS.append(hooks)
+        if name == "random":
+            program.SEED.append(hooks["after_in_child"])
+
+    before = os.register_at_fork
+    os.register_at_fork = register  # type: ignore[assignment]
     try:
-        import threading  # noqa: F401
+        __import__(name)
     finally:
-        os.register_at_fork = register
+        os.register_at_fork = before
 
 
 def listen(path: str) -> Any:
@@ -63,7 +69,7 @@ def main(config: dict[str, object]) -> None:
     sys.dont_write_bytecode = not config.get("bytecode")  # of this package; programs leave none
     place = config["control"]
     if place != "" and config["preload"]:  # else nobody needs it, or this process has threads: those of the relay
-        import_threading()
+        aside("threading")
     from gymrl.sandboxes.inside import shells, tiers, turns  # noqa: F401  (imported before the jail closes)
     from gymrl.sandboxes.inside.jail import JailError
     from gymrl.sandboxes.inside.program import warm_up
@@ -71,6 +77,7 @@ def main(config: dict[str, object]) -> None:
     from gymrl.sandboxes.inside.zygote import Zygote
 
     sys.dont_write_bytecode = True
+    aside("random")
     if isinstance(place, int):
         control = Socket(fileno=place)
     elif place:
