@@ -32,17 +32,26 @@ def journal_of(path: Path) -> Path:
     return path.with_name(path.name + ".played")
 
 
-def begin(path: Path, jobs: Sequence[Job], about: Mapping[str, Any]) -> list[Episode]:
-    """The valid episodes that an interrupted collection left for these jobs; makes the journal that `collect` keeps.
+@dataclass(frozen=True)
+class Begun:
+    """A collection into `path`. about: what it is of, as JSON data; done: its valid episodes so far."""
 
-    `about` is what a collection is of, as JSON data. Raises CollectionFault where the journal is of another one, and
-    where the file is there and complete.
+    path: Path
+    about: Mapping[str, Any]
+    done: Sequence[Episode]
+
+
+def begin(path: Path, jobs: Sequence[Job], about: Mapping[str, Any], overwrite: bool = False) -> Begun:
+    """What an interrupted collection has left for these jobs in its journal. Writes nothing.
+
+    Raises CollectionFault where the journal is of another collection than `about` says, and where the file is there
+    and complete, unless `overwrite`.
     """
     if path.suffix not in (".jsonl", ".parquet"):
         raise CollectionFault(f"{path} is neither FILE.jsonl nor FILE.parquet: name one of these")
     journal = journal_of(path)
     head, found = _read(journal)
-    if head is None and path.exists():
+    if head is None and path.exists() and not overwrite:
         raise CollectionFault(f"{path} is there already and complete: name another file, or remove it")
     if head is not None and head != about:
         other = next(key for key in [*about, *head] if about.get(key) != head.get(key))
@@ -56,28 +65,23 @@ def begin(path: Path, jobs: Sequence[Job], about: Mapping[str, Any]) -> list[Epi
             f"{journal} holds {beyond} episodes that this command does not ask for: ask for as many tasks as before, "
             "or remove it to begin anew"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    return Begun(path, about, found)
+
+
+async def play(
+    begun: Begun, jobs: Sequence[Job], agent: Agent, pool: EnvPool, settings: RolloutSettings,
+    on_episode: Callable[[Episode], None] | None = None,
+) -> list[Episode]:  # fmt: skip
+    """Play the jobs that are not done; all their episodes, in the jobs' order. Each is in the journal as soon as it
+    ends, which stays; `on_episode` is called for those that are done, too."""
+    journal = journal_of(begun.path)
+    journal.parent.mkdir(parents=True, exist_ok=True)
     draft = journal.with_name(journal.name + ".part")
-    draft.write_text(
-        json.dumps({"collection": dict(about)}) + "\n" + "".join(map(jsonl_line, found)), encoding="utf-8"
-    )
+    head = json.dumps({"collection": dict(begun.about)}) + "\n"
+    draft.write_text(head + "".join(map(jsonl_line, begun.done)), encoding="utf-8")
     draft.replace(journal)
-    return found
-
-
-async def collect(
-    path: Path, done: Sequence[Episode], jobs: Sequence[Job], agent: Agent, pool: EnvPool, settings: RolloutSettings,
-    won: bool = False, on_episode: Callable[[Episode], None] | None = None,
-) -> Collection:  # fmt: skip
-    """Play the jobs that are not `done` (see `begin`) and write the valid episodes to `path`, JSONL or Parquet; with
-    `won` only those that succeeded.
-
-    Each episode is in the journal as soon as it ends. The journal goes when the file is whole and no episode was
-    invalid: else the same collection plays those again.
-    """
-    played = {(episode.task, episode.sample): episode for episode in done}
+    played = {(episode.task, episode.sample): episode for episode in begun.done}
     left = [job for job in jobs if (job.task, job.sample) not in played]
-    journal = journal_of(path)
     with journal.open("a", encoding="utf-8") as file:
 
         def keep(episode: Episode) -> None:
@@ -86,18 +90,30 @@ async def collect(
             if on_episode:
                 on_episode(episode)
 
-        for episode in done:
+        for episode in begun.done:
             if on_episode:
                 on_episode(episode)
         for episode in await rollout(left, agent, pool, settings, keep):
             played[episode.task, episode.sample] = episode
-    episodes = [played[job.task, job.sample] for job in jobs]
+    return [played[job.task, job.sample] for job in jobs]
+
+
+async def collect(
+    begun: Begun, jobs: Sequence[Job], agent: Agent, pool: EnvPool, settings: RolloutSettings,
+    won: bool = False, on_episode: Callable[[Episode], None] | None = None,
+) -> Collection:  # fmt: skip
+    """Play the jobs that are not done (see `begin`) and write the valid episodes to the file, JSONL or Parquet; with
+    `won` only those that succeeded.
+
+    The journal goes when the file is whole and no episode was invalid: else the same collection plays those again.
+    """
+    episodes, path = await play(begun, jobs, agent, pool, settings, on_episode), begun.path
     chosen = [episode for episode in episodes if episode.valid and (episode.success or not won)]
     written = 0
     if any(episode.valid for episode in episodes):
         written = (write_parquet if path.suffix == ".parquet" else write_jsonl)(path, chosen)
         if all(episode.valid for episode in episodes):
-            journal.unlink()
+            journal_of(path).unlink()
     return Collection(episodes, written)
 
 

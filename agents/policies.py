@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 import re
 from collections.abc import Awaitable, Callable
@@ -224,3 +225,18 @@ def _joined_server(
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:300]
+
+
+def policy_digest(policy: str) -> str:
+    """A hash over the files that make a checkpoint ('' where the policy is no folder)."""
+    folder = Path(policy).expanduser()
+    if policy in ScriptedAgent.KINDS or not folder.is_dir():
+        return ""
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"):
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                while block := file.read(2**22):
+                    digest.update(block)
+    return digest.hexdigest()

@@ -59,7 +59,7 @@ def collect(
     from gymrl.agents.collection import collect as play_and_write
     from gymrl.agents.engines.base import Sampling
     from gymrl.agents.evaluation import evaluation_jobs, invalid_causes
-    from gymrl.agents.policies import open_policy
+    from gymrl.agents.policies import open_policy, policy_digest
     from gymrl.agents.rollout import RolloutSettings
 
     settings = RolloutSettings(concurrency=concurrency, deadline=deadline, max_turns=max_turns)
@@ -67,13 +67,14 @@ def collect(
         typer.echo(f"gymrl: this policy's run had other parameters: {other}", err=True)
     jobs = evaluation_jobs(tasks, samples, seed, temperature == 0)
     about = {
-        "env": env, "params": json.loads(tasks[0].params), "split": split, "policy": policy, "seed": seed,
-        "temperature": temperature, "max_tokens": max_tokens, "max_turns": max_turns, "max_context": max_context,
+        "env": env, "params": json.loads(tasks[0].params), "split": split, "policy": policy,
+        "digest": policy_digest(policy), "seed": seed, "temperature": temperature, "max_tokens": max_tokens,
+        "max_turns": max_turns, "max_context": max_context,
     }  # fmt: skip
     sampling = Sampling(temperature, max_tokens=max_tokens)
-    done = begin(path, jobs, about)
-    if done:
-        typer.echo(f"going on: {len(done)} of {len(jobs)} episodes were played before", err=True)
+    begun = begin(path, jobs, about)
+    if begun.done:
+        typer.echo(f"going on: {len(begun.done)} of {len(jobs)} episodes were played before", err=True)
     opened = open_policy(
         policy, engine=engine, sampling=sampling, max_context=max_context,
         slots=min(concurrency, len(jobs)), dtype=dtype,
@@ -82,7 +83,7 @@ def collect(
     async def play() -> Collection:
         try:
             with progress(f"{policy} on {env}", len(jobs)) as watch:
-                return await play_and_write(path, done, jobs, opened.agent, pool, settings, won, watch)
+                return await play_and_write(begun, jobs, opened.agent, pool, settings, won, watch)
         finally:
             await pool.aclose()
             await opened.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,15 +47,19 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Evaluate a policy on held-out tasks: success with its 95 % interval, and what went wrong."""
+    """Evaluate a policy on held-out tasks: success with its 95 % interval, and what went wrong.
+
+    With --out, the same command goes on where it was interrupted (Ctrl-C, or killed).
+    """
     if out is not None and out.suffix not in (".jsonl", ".parquet"):
         raise typer.BadParameter(f"{out} is neither FILE.jsonl nor FILE.parquet", param_hint="--out")
     import asyncio
 
     loading()
+    from gymrl.agents import collection
     from gymrl.agents import evaluation as ev
     from gymrl.agents.engines.base import Sampling
-    from gymrl.agents.policies import open_policy
+    from gymrl.agents.policies import open_policy, policy_digest
     from gymrl.agents.records import Episode
     from gymrl.agents.rollout import RolloutSettings
     from gymrl.envs.workers import EnvPool
@@ -67,6 +72,14 @@ def evaluate(
     jobs = ev.evaluation_jobs(tasks, samples, seed, greedy or temperature == 0)
     sampling = Sampling(temperature, top_p, top_k, max_tokens)
     slots = min(concurrency, len(jobs))
+    about = {
+        "env": env, "params": json.loads(tasks[0].params), "split": split, "policy": policy,
+        "digest": policy_digest(policy), "seed": seed, "temperature": 0.0 if greedy else temperature, "top_p": top_p,
+        "top_k": top_k, "max_tokens": max_tokens, "max_turns": max_turns, "max_context": max_context,
+    }  # fmt: skip
+    begun = collection.begin(out, jobs, about, overwrite=True) if out is not None else None
+    if done := begun.done if begun is not None else []:
+        typer.echo(f"going on: {len(done)} of {len(jobs)} episodes were played before", err=True)
     opened = open_policy(
         policy, engine=engine, sampling=sampling, max_context=max_context, slots=slots, dtype=dtype
     )
@@ -74,7 +87,11 @@ def evaluate(
     async def play() -> tuple[ev.Evaluation, list[Episode]]:
         try:
             with progress(f"{policy} on {env}", len(jobs)) as watch:
-                return await ev.evaluate(opened.agent, pool, jobs, settings, watch)
+                if begun is None:
+                    return await ev.evaluate(opened.agent, pool, jobs, settings, watch)
+                began = time.perf_counter()
+                played = await collection.play(begun, jobs, opened.agent, pool, settings, watch)
+                return ev.summarise(played, time.perf_counter() - began), played
         finally:
             await pool.aclose()
             await opened.close()
@@ -82,15 +99,16 @@ def evaluate(
     try:
         result, episodes = asyncio.run(play())
     except KeyboardInterrupt:
-        typer.echo(
-            "interrupted; nothing was kept: play fewer tasks at once (--n, and --first for the next part), or take "
-            "`gymrl collect`, whose same command goes on where it was",
-            err=True,
-        )
+        kept = "nothing was kept: with --out FILE the same command goes on where it was"
+        if out is not None and collection.journal_of(out).exists():
+            kept = f"what was played is in {collection.journal_of(out)}, the same command goes on"
+        typer.echo(f"interrupted; {kept}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     if out is not None:
         write_episodes(out, episodes)
-    tokens_per_second = sum(episode.tokens for episode in episodes) / max(result.seconds, 1e-9)
+        collection.journal_of(out).unlink()
+    tokens = sum(episode.tokens for episode in episodes) - sum(episode.tokens for episode in done)
+    tokens_per_second = tokens / max(result.seconds, 1e-9)
     if as_json:
         about = {"env": env, "params": pool.params, "split": split, "policy": opened.agent.name, "seed": seed}
         typer.echo(json.dumps({**about, **asdict(result), "tokens_per_second": tokens_per_second}, indent=2))

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from gymrl.agents.episodes import jsonl_line, read_jsonl, write_jsonl
 from gymrl.agents.evaluation import evaluation_jobs, summarise
-from gymrl.agents.players import Agent, ScriptedAgent
-from gymrl.agents.policies import open_policy
+from gymrl.agents.players import Agent
+from gymrl.agents.policies import open_policy, policy_digest
 from gymrl.agents.records import Episode
 from gymrl.agents.rollout import RolloutSettings, rollout
 from gymrl.envs.workers import EnvPool
@@ -140,21 +140,6 @@ def _outcome(episode: Episode) -> Outcome:
         success=episode.success if valid else None,
         reward=episode.reward if valid else None,
     )
-
-
-def policy_digest(policy: str) -> str:
-    """A hash over the files that make a checkpoint ('' where the policy is no folder)."""
-    folder = Path(policy).expanduser()
-    if policy in ScriptedAgent.KINDS or not folder.is_dir():
-        return ""
-    digest = hashlib.blake2b(digest_size=8)
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"):
-            digest.update(path.name.encode())
-            with path.open("rb") as file:
-                while block := file.read(2**22):
-                    digest.update(block)
-    return digest.hexdigest()
 
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:

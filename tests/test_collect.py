@@ -135,13 +135,21 @@ sys.exit(run(sys.argv[1:]))
 """
 
 
-def test_interrupted_it_says_how_to_go_on_and_has_lost_nothing(tmp_path):
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["collect", "test/Waits-v0"],
+        ["eval", "--env", "test/Waits-v0", "--policy", "oracle", "--split", "train"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_interrupted_it_says_how_to_go_on_and_has_lost_nothing(tmp_path, command):
     out = tmp_path / "x.jsonl"
     script = tmp_path / "world.py"
     script.write_text(SLOW_WORLD)
+    command = [sys.executable, script, *command, "-n", "4", "--deadline", "900", "--out", out]
     process = subprocess.Popen(
-        [sys.executable, script, "collect", "test/Waits-v0", "-n", "4", "--deadline", "900", "--out", out],
-        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         # Who starts the tests in the background of a shell has them ignore Ctrl-C, which children inherit.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
@@ -153,6 +161,23 @@ def test_interrupted_it_says_how_to_go_on_and_has_lost_nothing(tmp_path):
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130 and "the same command goes on" in err
     assert not out.exists() and journal_of(out).read_bytes().count(b"\n") == 3
+
+    script.write_text(SLOW_WORLD.replace("600", "0"))
+    again = subprocess.run(command, text=True, capture_output=True, timeout=120, check=True)
+    assert "going on: 2 of 4 episodes were played before" in again.stderr
+    assert [episode.task.index for episode in read_episodes(out)] == [0, 1, 2, 3]
+    assert not journal_of(out).exists()
+
+
+def test_an_evaluation_goes_on_with_the_same_policy_alone(tmp_path, capsys):
+    out = tmp_path / "x.jsonl"
+    journal_of(out).write_text(
+        json.dumps({"collection": {"env": "test/Parity-v0", "digest": "another"}}) + "\n", encoding="utf-8"
+    )
+    before = journal_of(out).read_bytes()
+    code = run(["eval", "--env", "test/Parity-v0", "--policy", "oracle", "-n", "2", "--out", str(out)])
+    assert code != 0 and "give what it was begun with to go on, or remove it" in capsys.readouterr().err
+    assert journal_of(out).read_bytes() == before and not out.exists()
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

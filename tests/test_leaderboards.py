@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from gymrl.agents.episodes import jsonl_line, read_jsonl
+from gymrl.agents.policies import policy_digest
 from gymrl.agents.records import Episode
 from gymrl.envs import Action, Environment, register
 from gymrl.leaderboards import results as results_module
 from gymrl.leaderboards.results import ResultError, compare_results, find_results, read_result, write_result
-from gymrl.leaderboards.runner import policy_digest, run_suite
+from gymrl.leaderboards.runner import run_suite
 from gymrl.leaderboards.statistics import compare, mcnemar_exact, paired_interval, wilson
 from gymrl.leaderboards.suite import SuiteError, load_suite, read_suite, shipped, update_hash
 from gymrl.leaderboards.tables import markdown, plain, rows
