@@ -39,7 +39,7 @@ def aside(name: str) -> None:
             program.SEED.append(hooks["after_in_child"])
 
     before = os.register_at_fork
-    os.register_at_fork = register  # type: ignore[assignment]
+    os.register_at_fork = register
     try:
         __import__(name)
     finally:
