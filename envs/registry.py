@@ -16,6 +16,7 @@ from typing import Any
 
 import gymnasium
 
+from gymrl.envs.blame import told
 from gymrl.envs.environment import Environment
 from gymrl.envs.gym import GymEnv
 
@@ -162,7 +163,12 @@ _COLLECTING = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 def _import(env_id: str, path: str) -> type[Environment]:
     module, _, name = path.partition(":")
-    found = importlib.import_module(module)
+    try:
+        found = importlib.import_module(module)
+    except ImportError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{env_id}: {module} cannot be imported: {told(error)}") from error
     try:
         return getattr(found, name)  # type: ignore[no-any-return]
     except AttributeError:

@@ -64,6 +64,24 @@ def test_an_exit_in_init_or_on_import_is_a_sentence(monkeypatch, tmp_path):
     _forget("mistakes/Import-v0")
 
 
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("def x(:\n", r"SyntaxError: .*broken_module\.py, line 1"),
+        ("1 / 0\n", r"ZeroDivisionError: division by zero \(broken_module\.py:1 in <module>\)"),
+        ("int('one')\n", r"ValueError: .*broken_module\.py:1 in <module>"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_says_where(monkeypatch, tmp_path, source, told):
+    (tmp_path / "broken_module.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "broken_module", raising=False)
+    register("mistakes/Broken-v0", "broken_module:X")
+    with pytest.raises(ValueError, match="mistakes/Broken-v0: broken_module cannot be imported: " + told):
+        entry("mistakes/Broken-v0").cls()
+    _forget("mistakes/Broken-v0")
+
+
 @pytest.mark.parametrize("method", ["reset", "step", "oracle"])
 @pytest.mark.parametrize("kind", ["Slow", "SlowAtLast"])
 async def test_an_inline_call_beyond_its_deadline_is_late(kind, method):
