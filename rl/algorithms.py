@@ -36,7 +36,7 @@ INPUTS: dict[str, tuple[str, ...]] = {
         "rewards_PG", "counted_PG", "greedy_P", "turn_rewards_PGK", "turns_PGK", "states_PGK",
         "token_rewards_BT", "sampled_BT", "turn_BT", "values_BT", "bootstrap_B", "counted_B",
     ),
-    "loss": ("lp_N", "old_lp_N", "mu_lp_N", "advantages_N", "sequence_N"),
+    "loss": ("lp_N", "old_lp_N", "mu_lp_N", "ref_lp_N", "advantages_N", "sequence_N"),
     "correction": ("old_lp_N", "mu_lp_N", "sequence_N"),
     "preference": (
         "win_Q", "lose_Q", "ref_win_Q", "ref_lose_Q", "win_length_Q", "lose_length_Q", "lp_S", "ref_lp_S",

@@ -26,7 +26,9 @@ class Objective:
 
     def __init__(self, settings: RlSection) -> None:
         self.settings = settings
-        self.policy_loss = find("loss", settings.loss.name).bind(settings.loss.settings)
+        policy_loss = find("loss", settings.loss.name)
+        self.policy_loss = policy_loss.bind(settings.loss.settings)
+        self.refers = "ref_lp_N" in policy_loss.inputs
         corrector = find("correction", settings.correction.name)
         self.correct = corrector.bind(settings.correction.settings)
         self.cap = corrector.check(settings.correction.settings).get("cap")
@@ -39,7 +41,7 @@ class Objective:
         old_N = lp_N.detach() if batch.old_N is None else batch.old_N
         tensors: dict[str, Any] = {
             "lp_N": lp_N, "old_lp_N": old_N, "advantages_N": batch.advantage_N, "mu_lp_N": batch.mu_N,
-            "sequence_N": batch.sequence_N,
+            "sequence_N": batch.sequence_N, "ref_lp_N": batch.ref_N,
         }  # fmt: skip
         loss_N, clipped_N = self.policy_loss(tensors)
         rho_N, _ = self.correct(tensors)

@@ -66,6 +66,7 @@ def _tensors(group: int) -> dict[str, torch.Tensor]:
         "token_rewards_BT": some(b_, T), "sampled_BT": torch.ones(b_, T, dtype=torch.bool),
         "turn_BT": (torch.arange(T) // 2).expand(b_, T).clone(), "values_BT": some(b_, T), "bootstrap_B": some(b_),
         "counted_B": torch.ones(b_, dtype=torch.bool), "lp_N": below(N).requires_grad_(), "old_lp_N": below(N),
-        "mu_lp_N": below(N), "advantages_N": some(N).float() - 0.5, "sequence_N": torch.tensor([0, 0, 0, 1, 1]),
+        "mu_lp_N": below(N), "ref_lp_N": below(N), "advantages_N": some(N).float() - 0.5,
+        "sequence_N": torch.tensor([0, 0, 0, 1, 1]),
         "desirable_S": torch.arange(2 * Q) % 2 == 0, "mismatched_S": some(2 * Q), **of_sequences, **pairs, **lengths,
     }  # fmt: skip

@@ -8,6 +8,8 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from gymrl.rl import algorithms as algorithms_module
 from gymrl.rl.algorithms import AlgorithmFault, find
@@ -142,3 +144,20 @@ def test_a_run_finds_its_functions_from_every_folder_and_says_that_they_changed(
     capsys.readouterr()
     assert train(None, [], tmp_path / "run") == 0
     assert "mine.py has changed since the run began" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_a_loss_may_ask_for_the_reference(tmp_path):
+    body = "-lp_N * advantages_N + 0.3 * ((ref_lp_N - lp_N).exp() - (ref_lp_N - lp_N) - 1), lp_N > 0"
+    mine = wrong(tmp_path / "anchored.py", "loss", body, "lp_N, advantages_N, ref_lp_N")
+    with pytest.raises(RecipeError, match=r"asks for ref_lp_N, .*: set rl\.kl\.coefficient=0"):
+        load("quickstart", mine)
+    ends = {}
+    free = ["rl.loss=reinforce"]
+    losses = {"mine": [*mine, "rl.kl.coefficient=0"], "shipped": [*free, "rl.kl.coefficient=0.3"], "free": free}
+    for name, loss in losses.items():
+        settings = [*SMALL, *loss, "rl.correction=none", "rl.lr=0.01"]
+        assert train("quickstart", settings, None, tmp_path / name) == 0
+        ends[name] = load_file(tmp_path / name / "policy" / "model.safetensors")
+    for key, weights in ends["shipped"].items():
+        torch.testing.assert_close(ends["mine"][key], weights, rtol=1e-4, atol=1e-6)
+    assert any(not torch.allclose(ends["free"][key], weights, atol=1e-5) for key, weights in ends["shipped"].items())

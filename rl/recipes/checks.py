@@ -152,6 +152,11 @@ def _rl(recipe: Recipe) -> None:
         return
     found = {kind: _found(kind, part, rl.group) for kind, part in parts}  # this loads torch
     _advantage(rl, found["advantage"])
+    if "ref_lp_N" in found["loss"].inputs and rl.kl is None:
+        raise ValueError(
+            f"rl.loss = {rl.loss.name!r} asks for ref_lp_N, a reference's log-probabilities: set rl.kl.coefficient=0 "
+            "for a reference alone, or more for a penalty beside it"
+        )
 
 
 def _kl(kl: KlSection) -> None:

@@ -180,7 +180,7 @@ class KlSection(Section):
     """Staying close to a reference policy."""
 
     estimator: Literal["k1", "k2", "k3"] = Field("k3", description="Schulman 2020; k1 in the reward alone")
-    coefficient: float = Field(1e-3, gt=0, description="what it is multiplied with")
+    coefficient: float = Field(1e-3, ge=0, description="0: for rl.loss alone, or to be seen")
     place: Literal["loss", "reward"] = Field("loss", description="in the loss, or taken from the reward")
     ref: str = Field(
         "start",

@@ -199,8 +199,8 @@ def _update(
         rejected = before - sum(s.actions for s in sequences)
         if rejected and not any(s.actions for s in sequences):
             learner.troubles.append(_all_corrected(settings))
-    kl_in_loss = settings.kl is not None and settings.kl.place == "loss"
     loss_of = loss_of_settings(settings)
+    everywhere = loss_of.refers or loss_of.penalty is not None
     sums: dict[str, float] = {}
     totals = {"loss": 0.0, "grad_norm": 0.0, "tokens": 0, "actions": 0, "skipped": 0}
     parts = _parts(settings, sequences[:sampled])
@@ -214,8 +214,8 @@ def _update(
         told = float(sum(s.advantage.sum(dtype=np.float64) for s in guides))
         share = settings.sft_weight / told if told else 0.0
         part, weights_S = part + guides, weights_S + [share] * len(guides)
-        # Tokens without advantage have no gradient: they count in the weights, but need no forward pass.
-        live = [i for i, s in enumerate(part) if s.actions and (kl_in_loss or s.advantage.any())]
+        # Tokens without advantage have a gradient only of a reference: they count in the weights all the same.
+        live = [i for i, s in enumerate(part) if s.actions and (everywhere or s.advantage.any())]
         if look and update == 0:
             norms = learner.gradient_norms(
                 [part[i] for i in live],
