@@ -41,18 +41,25 @@ class Begun:
     done: Sequence[Episode]
 
 
-def begin(path: Path, jobs: Sequence[Job], about: Mapping[str, Any], overwrite: bool = False) -> Begun:
-    """What an interrupted collection has left for these jobs in its journal. Writes nothing.
-
-    Raises CollectionFault where the journal is of another collection than `about` says, and where the file is there
-    and complete, unless `overwrite`.
-    """
+def require_new(path: Path) -> None:
+    """Raise CollectionFault for a file that nothing can be collected into."""
     if path.suffix not in (".jsonl", ".parquet"):
         raise CollectionFault(f"{path} is neither FILE.jsonl nor FILE.parquet: name one of these")
+    if path.is_dir():
+        raise CollectionFault(f"{path} is a folder: name a file in it")
+    if path.exists() and not journal_of(path).exists():
+        raise CollectionFault(f"{path} is there already and complete: name another file, or remove it")
+
+
+def begin(path: Path, jobs: Sequence[Job], about: Mapping[str, Any]) -> Begun:
+    """What an interrupted collection has left for these jobs in its journal. Writes nothing.
+
+    Raises CollectionFault where the journal is of another collection than `about` says, and for a file that is there
+    and complete.
+    """
+    require_new(path)
     journal = journal_of(path)
     head, found = _read(journal)
-    if head is None and path.exists() and not overwrite:
-        raise CollectionFault(f"{path} is there already and complete: name another file, or remove it")
     if head is not None and head != about:
         other = next(key for key in [*about, *head] if about.get(key) != head.get(key))
         raise CollectionFault(

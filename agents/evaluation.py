@@ -61,7 +61,7 @@ def summarise(episodes: Sequence[Episode], seconds: float = 0.0) -> Evaluation:
 
 def invalid_causes(episodes: Sequence[Episode]) -> dict[str, int]:
     """How many episodes were invalid, by the first line of the reason."""
-    return dict(Counter(e.reason.splitlines()[0][:200] for e in episodes if not e.valid))
+    return dict(Counter(e.reason.splitlines()[0][:500] for e in episodes if not e.valid))
 
 
 def evaluation_jobs(tasks: Sequence[TaskSpec], samples: int, seed: int, greedy: bool = False) -> list[Job]:

@@ -61,12 +61,13 @@ def open_policy(
     gives token ids. `max_context` (default 4096 tokens) is capped at what the model was built for, and `slots`, how
     many episodes are generated at once, at what fits the memory. `dtype` is bfloat16 on a GPU and float32 elsewhere.
 
-    Raises UnknownPolicy, EngineFault and RenderingFault, each with a sentence that names the mend.
+    Raises UnknownPolicy, ValueError, EngineFault and RenderingFault, each with a sentence that names the mend.
     """
     sampling = sampling or Sampling()
+    _check_options(name, engine, max_context, dtype)
     if name in ScriptedAgent.KINDS:
         return OpenPolicy(ScriptedAgent(name))
-    if re.match(r"https?://", name, re.IGNORECASE):
+    if is_url(name):
         if engine == "vllm-server":
             return _joined_server(name, sampling, max_context, slots, dtype)
         from gymrl.agents.engines.openai import ChatAgent
@@ -74,6 +75,32 @@ def open_policy(
         agent = ChatAgent(name, sampling)
         return OpenPolicy(agent, agent.close)
     return _served(name, model_source(name), engine, sampling, max_context, slots, dtype)
+
+
+def _check_options(name: str, engine: str, max_context: int | None, dtype: str | None) -> None:
+    """Raise ValueError for an option that there is not, or that says nothing about this policy."""
+    kinds = ("transformers", "vllm", "vllm-server")
+    if engine not in kinds:
+        raise ValueError(f"unknown engine {engine!r}: take {', '.join(kinds)}")
+    if dtype not in (None, "float32", "bfloat16", "float16"):
+        raise ValueError(f"unknown dtype {dtype!r}: take float32, bfloat16 or float16")
+    scripted, server = name in ScriptedAgent.KINDS, is_url(name)
+    if server and engine == "vllm":
+        raise ValueError(
+            "engine vllm serves a checkpoint, and a server serves its own: leave it out, or take vllm-server, which "
+            "speaks to a vLLM server in token ids"
+        )
+    if scripted or (server and engine != "vllm-server"):
+        for option, value in (("max_context", max_context), ("dtype", dtype)):
+            if value is not None:
+                of = "a scripted policy has no" if scripted else "the server decides its"
+                raise ValueError(
+                    f"{option} is of a checkpoint that gymrl serves, {of} {option}: leave it out"
+                )
+
+
+def is_url(name: str) -> bool:
+    return re.match(r"https?://", name, re.IGNORECASE) is not None
 
 
 def model_source(name: str) -> str:

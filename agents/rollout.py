@@ -174,7 +174,8 @@ async def play(
                 break
     except ContextFull as full:
         if not turns:
-            return invalid(f"policy: the first prompt does not fit ({full}): raise max_context"), False
+            mend = "raise max_context, or take a model with a wider one"
+            return invalid(f"policy: the first prompt does not fit ({full}): {mend}"), False
         ending, reason = "truncated", "context"
         closing = observation.messages
     except _Broken as broken:

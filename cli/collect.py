@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from gymrl.cli.evaluate import ENGINE, POLICY, trained_otherwise
+from gymrl.cli.evaluate import ENGINE, POLICY, going_on, served_by, trained_otherwise
 from gymrl.cli.values import loading, parameters, progress
 
 INTERRUPTED = 130
@@ -55,11 +55,11 @@ def collect(
     tasks = [pool.task(split, index) for index in range(first, first + n)]
     path = out or Path(f"{_slug(env)}-{_slug(policy)}-{split}.jsonl")
     loading()
-    from gymrl.agents.collection import Collection, begin, journal_of
+    from gymrl.agents.collection import Collection, begin, journal_of, require_new
     from gymrl.agents.collection import collect as play_and_write
     from gymrl.agents.engines.base import Sampling
     from gymrl.agents.evaluation import evaluation_jobs, invalid_causes
-    from gymrl.agents.policies import open_policy, policy_digest
+    from gymrl.agents.policies import open_policy
     from gymrl.agents.rollout import RolloutSettings
 
     settings = RolloutSettings(concurrency=concurrency, deadline=deadline, max_turns=max_turns)
@@ -67,14 +67,11 @@ def collect(
         typer.echo(f"gymrl: this policy's run had other parameters: {other}", err=True)
     jobs = evaluation_jobs(tasks, samples, seed, temperature == 0)
     about = {
-        "env": env, "params": json.loads(tasks[0].params), "split": split, "policy": policy,
-        "digest": policy_digest(policy), "seed": seed, "temperature": temperature, "max_tokens": max_tokens,
-        "max_turns": max_turns, "max_context": max_context,
+        "env": env, "params": json.loads(tasks[0].params), "split": split, "policy": policy, "seed": seed,
+        "temperature": temperature, "max_tokens": max_tokens, "max_turns": max_turns, **served_by(policy, engine, max_context, dtype),
     }  # fmt: skip
     sampling = Sampling(temperature, max_tokens=max_tokens)
-    begun = begin(path, jobs, about)
-    if begun.done:
-        typer.echo(f"going on: {len(begun.done)} of {len(jobs)} episodes were played before", err=True)
+    require_new(path)
     opened = open_policy(
         policy, engine=engine, sampling=sampling, max_context=max_context,
         slots=min(concurrency, len(jobs)), dtype=dtype,
@@ -82,6 +79,8 @@ def collect(
 
     async def play() -> Collection:
         try:
+            begun = begin(path, jobs, {**about, "policy": opened.agent.name})
+            going_on(begun.done, jobs)
             with progress(f"{policy} on {env}", len(jobs)) as watch:
                 return await play_and_write(begun, jobs, opened.agent, pool, settings, won, watch)
         finally:

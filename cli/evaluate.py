@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 POLICY = "oracle, random, null, a checkpoint folder, a hub name (OWNER/MODEL), or a server's URL (http://HOST:PORT#MODEL)."
 ENGINE = "What serves a checkpoint: transformers, vllm or vllm-server."
 INTERRUPTED = 130
+CAUSES = 6
+"""Causes of invalid episodes that a table names."""
 
 
 def evaluate(
@@ -53,13 +56,18 @@ def evaluate(
     """
     if out is not None and out.suffix not in (".jsonl", ".parquet"):
         raise typer.BadParameter(f"{out} is neither FILE.jsonl nor FILE.parquet", param_hint="--out")
+    if not top_p:
+        raise typer.BadParameter("0 leaves no token: take more, or --greedy for the likeliest", param_hint="--top-p")
+    greedy = greedy or temperature == 0
+    if greedy and samples > 1 and "://" not in policy:
+        raise typer.BadParameter("greedy samples of a task are all the same: take 1", param_hint="--samples")
     import asyncio
 
     loading()
     from gymrl.agents import collection
     from gymrl.agents import evaluation as ev
     from gymrl.agents.engines.base import Sampling
-    from gymrl.agents.policies import open_policy, policy_digest
+    from gymrl.agents.policies import open_policy
     from gymrl.agents.records import Episode
     from gymrl.agents.rollout import RolloutSettings
     from gymrl.envs.workers import EnvPool
@@ -69,25 +77,31 @@ def evaluate(
     if other := trained_otherwise(policy, env, pool.params):
         typer.echo(f"gymrl: this policy's run had other parameters: {other}", err=True)
     tasks = [pool.task(split, index) for index in range(first, first + n)]
-    jobs = ev.evaluation_jobs(tasks, samples, seed, greedy or temperature == 0)
+    jobs = ev.evaluation_jobs(tasks, samples, seed, greedy)
     sampling = Sampling(temperature, top_p, top_k, max_tokens)
-    slots = min(concurrency, len(jobs))
     about = {
-        "env": env, "params": json.loads(tasks[0].params), "split": split, "policy": policy,
-        "digest": policy_digest(policy), "seed": seed, "temperature": 0.0 if greedy else temperature, "top_p": top_p,
-        "top_k": top_k, "max_tokens": max_tokens, "max_turns": max_turns, "max_context": max_context,
+        "env": env, "params": json.loads(tasks[0].params), "split": split, "policy": policy, "seed": seed,
+        "temperature": 0.0 if greedy else temperature, "top_p": top_p, "top_k": top_k, "max_tokens": max_tokens,
+        "max_turns": max_turns, **served_by(policy, engine, max_context, dtype),
     }  # fmt: skip
-    begun = collection.begin(out, jobs, about, overwrite=True) if out is not None else None
-    if done := begun.done if begun is not None else []:
-        typer.echo(f"going on: {len(done)} of {len(jobs)} episodes were played before", err=True)
+    slots = min(concurrency, len(jobs))
+    if out is not None:
+        collection.require_new(out)
     opened = open_policy(
         policy, engine=engine, sampling=sampling, max_context=max_context, slots=slots, dtype=dtype
     )
 
+    done: Sequence[Episode] = []
+
     async def play() -> tuple[ev.Evaluation, list[Episode]]:
+        nonlocal done
         try:
+            if out is not None:
+                begun = collection.begin(out, jobs, {**about, "policy": opened.agent.name})
+                done = begun.done
+                going_on(done, jobs)
             with progress(f"{policy} on {env}", len(jobs)) as watch:
-                if begun is None:
+                if out is None:
                     return await ev.evaluate(opened.agent, pool, jobs, settings, watch)
                 began = time.perf_counter()
                 played = await collection.play(begun, jobs, opened.agent, pool, settings, watch)
@@ -106,7 +120,8 @@ def evaluate(
         raise typer.Exit(INTERRUPTED) from None
     if out is not None:
         write_episodes(out, episodes)
-        collection.journal_of(out).unlink()
+        if not result.invalid:
+            collection.journal_of(out).unlink()
     tokens = sum(episode.tokens for episode in episodes) - sum(episode.tokens for episode in done)
     tokens_per_second = tokens / max(result.seconds, 1e-9)
     if as_json:
@@ -120,29 +135,35 @@ def evaluate(
         raise typer.Exit(1)
 
 
+def served_by(policy: str, engine: str, max_context: int | None, dtype: str | None) -> dict[str, Any]:
+    """What the answers of a policy follow from besides its name: episodes of other ones are not of the same policy."""
+    from gymrl.agents.policies import policy_digest
+
+    digest = policy_digest(policy)
+    return {"digest": digest, "engine": engine if digest else "", "max_context": max_context, "dtype": dtype}
+
+
+def going_on(done: Sequence[Any], jobs: Sequence[Any]) -> None:
+    if done:
+        typer.echo(f"going on: {len(done)} of {len(jobs)} episodes were played before", err=True)
+
+
 def trained_otherwise(policy: str, env: str, params: dict[str, Any]) -> str:
-    """The options that give this environment the parameters of the run that the policy lies in, where they differ."""
+    """The options that give this environment the parameters of the run that the policy lies in, where others were
+    given. One that is written out makes other tasks than one that is left out, even where it is the default."""
     import shlex
     import tomllib
 
-    from gymrl.envs.registry import entry
-    from gymrl.envs.registry import parameters as parameters_of
-
-    found = entry(env)
-    known = parameters_of(found.cls())
-    defaults = {name: parameter.default for name, parameter in known.items()} | found.defaults
-    for run in list(Path(policy).parents)[:2]:
+    for run in list(Path(policy).expanduser().resolve().parents)[:2]:
         try:
             trained = tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))["env"]
-            wanted = defaults | trained.get("params", {})
-            if trained["id"] != env:
+            given = dict(trained.get("params", {}))
+            if trained["id"] != env or given == params:
                 return ""
         except (OSError, ValueError, KeyError, TypeError):  # no run folder, or a broken one
             continue
-        played = defaults | params
-        other = [(name, wanted[name]) for name in known if name in wanted and wanted[name] != played[name]]
-        texts = [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in other]
-        return " ".join(f"--param {shlex.quote(f'{name}={text}')}" for name, text in texts)
+        texts = [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in given.items()]
+        return " ".join(f"--param {shlex.quote(f'{name}={text}')}" for name, text in texts) or "none"
     return ""
 
 
@@ -159,7 +180,7 @@ def show(title: str, result: Evaluation, tokens_per_second: float | None = None)
         "episodes": result.episodes,
         "reward": f"{result.reward:.3f}" if some else "-",
         "turns": f"{result.turns:.2f}" if some else "-",
-        "tokens": f"{result.tokens:.1f}" if some else "-",
+        "tokens": f"{result.tokens:.1f}" if some and result.tokens else "-",  # a server's are not seen
         "void turns": f"{result.void_turns:.3f}" if some else "-",
         "endings": ", ".join(f"{count} {ending}" for ending, count in sorted(result.endings.items())),
     }
@@ -167,9 +188,11 @@ def show(title: str, result: Evaluation, tokens_per_second: float | None = None)
         lines["seconds"] = f"{result.seconds:.1f}"
         if result.tokens:  # a scripted policy has none
             lines["tokens/s"] = f"{tokens_per_second:.0f}"
-    for cause, count in sorted(result.invalid.items()):
-        lines[f"invalid: {count}"] = cause
-    for name, value in lines.items():
+    causes = sorted(result.invalid.items(), key=lambda item: (-item[1], item[0]))
+    rows = [*lines.items(), *((f"invalid: {count}", cause) for cause, count in causes[:CAUSES])]
+    if others := causes[CAUSES:]:
+        rows.append((f"invalid: {sum(count for _, count in others)}", f"of {len(others)} other causes"))
+    for name, value in rows:
         table.add_row(name, str(value).replace("[", r"\["))
     Console().print(table)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gymrl.cli.evaluate import ENGINE, INTERRUPTED, POLICY, show
+from gymrl.cli.evaluate import ENGINE, INTERRUPTED, POLICY, going_on, show
 from gymrl.cli.values import loading, progress
 
 app = typer.Typer(
@@ -28,15 +29,17 @@ def list_() -> None:
 
     from gymrl.leaderboards.suite import read_suite, shipped
 
-    table = Table("suite")
-    table.add_column("environment", no_wrap=True)
+    table = Table()
+    table.add_column("suite", no_wrap=True)
     table.add_column("tasks", no_wrap=True)
-    table.add_column("what it is")
+    table.add_column("environment, and what it is", overflow="fold")
     for name in shipped():
         suite = read_suite(name)
         tasks = f"{len(suite.task_indices())} {suite.split}"
-        table.add_row(name, suite.env, tasks, f"{suite.title}. {suite.description} Hash {suite.hash}.")
-    Console().print(table)
+        what = f"{suite.env}\n{suite.title}. {suite.description} Hash {suite.hash}."
+        table.add_row(name, tasks, what.replace("[", r"\["))
+    # A name is typed as it stands here, so that none is cut: what is narrower than this breaks the lines itself.
+    Console(width=max(Console().width, 80)).print(table)
 
 
 @app.command()
@@ -63,11 +66,17 @@ def run(
         command += ["--max-context", str(max_context)]
     if dtype is not None:
         command += ["--dtype", dtype]
+    before: list[object] = []
+
+    def taken_up(done: Sequence[object], jobs: Sequence[object]) -> None:
+        before.extend(done)
+        going_on(done, jobs)
+
     try:
         with progress(f"{policy} on {chosen.name}", len(chosen.task_indices()) * chosen.samples) as watch:
             path, result = run_suite(
                 chosen, policy, command=shlex.join(command), engine=engine, max_context=max_context, dtype=dtype,
-                concurrency=concurrency, out=out, watch=watch,
+                concurrency=concurrency, out=out, watch=watch, going_on=taken_up,
             )  # fmt: skip
     except KeyboardInterrupt:
         typer.echo(
@@ -75,11 +84,8 @@ def run(
         )
         raise typer.Exit(INTERRUPTED) from None
     summary = result.summary
-    show(
-        f"{result.policy} on {chosen.title}",
-        summary,
-        summary.tokens * summary.episodes / max(summary.seconds, 1e-9),
-    )
+    speed = summary.tokens * summary.episodes / max(summary.seconds, 1e-9)
+    show(f"{result.policy} on {chosen.title}", summary, None if before else speed)
     typer.echo(
         f"written to {path} and {result.episodes} beside it; `gymrl leaderboard show {suite}` ranks it"
     )

@@ -28,6 +28,8 @@ from gymrl.envs.records import Action, Observation, TaskSpec
 from gymrl.envs.registry import entry
 from gymrl.envs.wire import Wire, frame
 
+LATE_SECONDS = 5.0
+"""How long a process may say nothing once a call in it has missed its deadline."""
 START_SECONDS = 120.0
 """How long a process may take until its first answer, on a machine that is busy."""
 BOOT = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from gymrl.envs.process_worker import main; main()"
@@ -47,6 +49,8 @@ class Worker:
         self._lock = threading.Lock()
         self._wire = Wire(self._answered, self._failed)
         self._heard, self._limit = time.monotonic(), max(START_SECONDS, stall_seconds)
+        self.late = False
+        """Whether a call has missed its deadline and nothing was heard since: it takes no more environments."""
         self._kill_reason = ""
         self._closing = False
         self._process: subprocess.Popen[bytes] | None = None
@@ -66,7 +70,11 @@ class Worker:
             self._waiting[number] = (future, what, turn)
         self._wire.listen(loop)
         self._wire.send(message)
-        return await future
+        try:
+            return await future
+        except asyncio.CancelledError:  # mostly by a deadline
+            self.late = self._limit == self._stall_seconds  # else it is starting yet
+            raise
 
     def stop(self, grace: float) -> None:
         """Ask the process to close its environments and go; kill it after `grace` seconds. Blocks."""
@@ -119,14 +127,15 @@ class Worker:
             self._wire.read()
             if not self._waiting:
                 self._heard = time.monotonic()
-            elif time.monotonic() - self._heard > self._limit:
-                self.kill(f"said nothing for {self._limit:g} s and was killed")
+            elif (silent := time.monotonic() - self._heard) > (LATE_SECONDS if self.late else self._limit):
+                late = ", beyond a call's deadline," if self.late else ""
+                self.kill(f"said nothing for {silent:.0f} s{late} and was killed")
         self._wire.read()
 
     def _answered(self, message: tuple[int, bool | None, Any]) -> None:
         """A message of the process, on whatever thread has read it; `ok` is None where work only begins."""
         number, ok, value = message
-        self._heard, self._limit = time.monotonic(), self._stall_seconds
+        self._heard, self._limit, self.late = time.monotonic(), self._stall_seconds, False
         with self._lock:
             if ok is None:
                 turn = self._waiting[number][2] if number in self._waiting else None
@@ -243,8 +252,8 @@ class ProcessPool:
 
     A new environment goes to the process that keeps the fewest, and stays there. A process that dies fails the
     calls it was serving with EnvironmentFault and is replaced at the next `open`. One that says nothing for
-    `stall_seconds` while calls wait (an endless loop in an environment) is killed; a world that awaits is not
-    silent.
+    `stall_seconds` while calls wait (an endless loop in an environment) is killed, and much sooner once a call in it
+    has missed its deadline; a world that awaits is not silent.
     """
 
     def __init__(self, workers: int, stall_seconds: float = 300.0) -> None:
@@ -281,8 +290,9 @@ class ProcessPool:
             if self._closed:
                 raise RuntimeError("the process pool is closed")
             self.workers = [worker for worker in self.workers if not worker.dead]
-            least = min(self.workers, key=lambda worker: worker.load, default=None)
-            if least is None or (least.load > 0 and len(self.workers) < self.size):
+            fit = [worker for worker in self.workers if not worker.late]
+            least = min(fit, key=lambda worker: worker.load, default=None)
+            if least is None or (least.load > 0 and len(fit) < self.size):
                 least = Worker(self.stall_seconds)
                 self.workers.append(least)
             least.load += 1

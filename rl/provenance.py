@@ -35,7 +35,8 @@ def check_changes(before: Recipe, now: Recipe, progress: Progress) -> None:
             f"stages = {now.stages}: the run has been through {before.stages[:begun]}, and only what comes after can "
             "be changed; start a new run with model.path instead"
         )
-    name = now.stages[progress.phase // 2] if progress.phase % 2 else ""
+    place, trains = divmod(progress.phase, 2)  # beyond the last stage only the end is left to write
+    name = now.stages[place] if trains and place < len(now.stages) else ""
     if name and progress.step > (total := steps_in(now, name)):
         raise RunFault(
             f"{name} has done {progress.step} steps, more than the {total} that it is to have: give it as many or more"

@@ -307,7 +307,7 @@ class Run:
     def _next_phase(self) -> None:
         self._advance(self.progress.phase + 1, 0, self.progress.checkpoint)
         self._report()
-        if self.stopping:
+        if self.stopping and self.progress.phase < len(self.phases):
             raise Interrupted
 
     def _advance(self, phase: int, step: int, checkpoint: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import types
 from decimal import Decimal
@@ -229,3 +231,48 @@ def test_methods_that_are_not_written(module):
     assert observation.text == "hello" and info == {"a": 1}
     with pytest.raises(NotImplementedError, match=r"Odd has no step\(\): write one"):
         env.step("x")
+
+
+ID = "is no id of an environment: write NAME-v0 or namespace/NAME-v0 in letters, digits, '_' and '-', in NAME also '.'"
+
+
+@pytest.mark.parametrize("name", ["my maze-v0", "", "a/b/c-v0", "acme.ai/Maze-v0", "maze!-v0", "maze-v0\n"])
+def test_a_malformed_id_is_refused(name):
+    with pytest.raises(ValueError) as raised:
+        register(name, Leaves)
+    assert str(raised.value) == f"{name!r} {ID}"
+    with pytest.raises(ValueError, match="unknown environment"):
+        entry(name)
+
+
+def test_no_version_beside_a_version_is_refused():
+    with pytest.raises(ValueError, match=r"'mistakes/Slow' cannot be registered beside another.*: give both a version"):
+        register("mistakes/Slow", Leaves)
+    with pytest.raises(ValueError, match="unknown environment"):
+        entry("mistakes/Slow")
+    assert entry("mistakes/Slow-v0").cls() is Slow
+
+
+def test_a_malformed_id_of_a_package_breaks_nothing_else(tmp_path):
+    """In a process of its own: entry points are read once."""
+    info = tmp_path / "acme_maze-0.1.0.dist-info"  # what an installation leaves
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-maze\nVersion: 0.1.0\n")
+    points = ("my maze-v0 = acme_maze:Maze", "acme/Maze-v0 = leaving_envs:Leaves")
+    (info / "entry_points.txt").write_text("\n".join(["[gymrl.envs]", *points]))
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parent)])
+
+    def gymrl(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "gymrl.cli.main", *arguments],
+            env={**os.environ, "PYTHONPATH": path, "COLUMNS": "300"}, capture_output=True, text=True,
+        )  # fmt: skip
+
+    told = f"in the entry points gymrl.envs of the package acme-maze, 'my maze-v0' {ID}"
+    listed = gymrl("envs", "list")
+    assert listed.returncode == 0 and "gymrl/TextWorld-v0" in listed.stdout and "acme/Maze-v0" in listed.stdout
+    (row,) = [line for line in listed.stdout.splitlines() if "my maze-v0" in line and "acme-maze" in line]
+    assert f"broken: {told}" in row
+    assert gymrl("envs", "info", "gymrl/CodeInterpreter-v0").returncode == 0
+    asked = gymrl("eval", "--env", "my maze-v0", "--policy", "oracle", "--n", "1")
+    assert (asked.returncode, asked.stderr) == (2, f"gymrl: {told}\n")

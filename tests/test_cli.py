@@ -480,7 +480,9 @@ def test_every_key_of_a_recipe_is_listed_with_its_meaning(capsys: pytest.Capture
     assert all(listed.values()) and listed["rl.kl.coefficient"]
 
 
-def test_a_policy_trained_with_other_parameters_says_which(tmp_path: Path) -> None:
+def test_a_policy_trained_with_other_parameters_says_which(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from gymrl.cli.evaluate import trained_otherwise
 
     run_folder = tmp_path / "run"
@@ -490,11 +492,13 @@ def test_a_policy_trained_with_other_parameters_says_which(tmp_path: Path) -> No
     assert trained_otherwise(str(policy), "test/Parrot-v0", played) == ""  # no run's
     recipe = run_folder / "recipe.toml"
     recipe.write_text('[env]\nid = "test/Parrot-v0"\nparams = {word = "good bye", loud = true}\n')
-    told = "--param loud=true --param 'word=good bye'"
-    assert sorted(trained_otherwise(str(policy), "test/Parrot-v0", played).split(" --")) == sorted(
-        told.split(" --")
-    )
+    told = "--param 'word=good bye' --param loud=true"
+    assert trained_otherwise(str(policy), "test/Parrot-v0", played) == told
+    monkeypatch.chdir(policy)
+    assert trained_otherwise(".", "test/Parrot-v0", played) == told
     assert trained_otherwise(str(policy), "test/Parrot-v0", {"word": "good bye", "loud": True}) == ""
+    recipe.write_text('[env]\nid = "test/Parrot-v0"\n')
+    assert trained_otherwise(str(policy), "test/Parrot-v0", played) == "none"  # written out it makes other tasks
     recipe.write_text('[env]\nid = "gymrl/CodeInterpreter-v0"\n')
     assert trained_otherwise(str(policy), "test/Parrot-v0", played) == ""
 

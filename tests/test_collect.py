@@ -169,15 +169,36 @@ def test_interrupted_it_says_how_to_go_on_and_has_lost_nothing(tmp_path, command
     assert not journal_of(out).exists()
 
 
-def test_an_evaluation_goes_on_with_the_same_policy_alone(tmp_path, capsys):
+def test_an_evaluation_goes_on_with_the_same_policy_alone(tmp_path, capsys, monkeypatch):
     out = tmp_path / "x.jsonl"
-    journal_of(out).write_text(
-        json.dumps({"collection": {"env": "test/Parity-v0", "digest": "another"}}) + "\n", encoding="utf-8"
-    )
-    before = journal_of(out).read_bytes()
-    code = run(["eval", "--env", "test/Parity-v0", "--policy", "oracle", "-n", "2", "--out", str(out)])
-    assert code != 0 and "give what it was begun with to go on, or remove it" in capsys.readouterr().err
-    assert journal_of(out).read_bytes() == before and not out.exists()
+    command = ("eval", "--env", "test/Parity-v0", "--policy", "oracle", "-n", 2, "--param", "crash=1", "--out", out)
+    code, _, err = call(capsys, *command)
+    assert code == 0 and out.exists() and journal_of(out).exists(), err  # one was invalid: it is played again
+    head, *lines = journal_of(out).read_text().splitlines()
+    about = json.loads(head)["collection"]
+    for key, other in {"digest": "x", "engine": "vllm", "dtype": "float16", "policy": "http://a#b"}.items():
+        changed = json.dumps({"collection": about | {key: other}})
+        journal_of(out).write_text("\n".join([changed, *lines]) + "\n", encoding="utf-8")
+        before = journal_of(out).read_bytes()
+        code, _, err = call(capsys, *command)
+        assert code == 2 and f"{key} = {other!r}" in err and journal_of(out).read_bytes() == before
+    journal_of(out).write_text("\n".join([head, *lines]) + "\n", encoding="utf-8")
+    PLAYED.clear()
+    monkeypatch.setenv("MENDED", "1")
+    code, _, err = call(capsys, *command)
+    assert code == 0 and PLAYED == [1] and "going on: 1 of 2" in err and not journal_of(out).exists()
+    code, _, err = call(capsys, *command)
+    assert code == 2 and "is there already and complete" in err
+
+
+def test_tables_name_every_cause(tmp_path, capsys):
+    from gymrl.agents.evaluation import Evaluation
+    from gymrl.cli.evaluate import show
+
+    causes = {f"environment: cause {i}": 2 for i in range(8)}
+    show("x", Evaluation(16, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, causes, {"invalid": 16}, 1.0), 1.0)
+    out = capsys.readouterr().out
+    assert all(f"cause {i}" in out for i in range(6)) and "of 2 other causes" in out and "invalid: 4" in out
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

@@ -175,6 +175,23 @@ async def test_a_world_that_hangs_is_killed_and_the_loop_never_waits(toys: str) 
     await pool.aclose()
 
 
+async def test_a_call_beyond_its_deadline_ends_a_silent_worker_soon_and_no_other_world_meets_it(toys: str) -> None:
+    pool = ProcessPool(1)
+    hung = await pool.open(toys, {})
+    await hung.reset(task())
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await hung.step(Action("hang"))
+    other = await pool.open(toys, {})  # at once, in a process of its own
+    assert other.worker is not hung.worker
+    await other.reset(task())
+    async with asyncio.timeout(20):
+        await hung.close()
+    assert "beyond a call's deadline" in hung.dead and not other.dead
+    await other.close()
+    await pool.aclose()
+
+
 async def test_a_world_that_awaits_is_not_taken_for_one_that_hangs(toys: str) -> None:
     pool = ProcessPool(1, stall_seconds=3.0)
     waiting, beside = await pool.open("test/AsyncToy-v0", {}), await pool.open("test/AsyncToy-v0", {})

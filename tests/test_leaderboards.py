@@ -16,6 +16,7 @@ import pytest
 from gymrl.agents.episodes import jsonl_line, read_jsonl
 from gymrl.agents.policies import policy_digest
 from gymrl.agents.records import Episode
+from gymrl.cli.main import run as cli
 from gymrl.envs import Action, Environment, register
 from gymrl.leaderboards import results as results_module
 from gymrl.leaderboards.results import ResultError, compare_results, find_results, read_result, write_result
@@ -288,3 +289,50 @@ def test_with_more_samples_a_task_counts_with_its_mean() -> None:
     assert (found.difference, found.only_a, found.only_b) == (0.5, 2, 0)
     spread = 1.959963984540054 * 0.5 / math.sqrt(3)
     assert (found.low, found.high) == (pytest.approx(0.5 - spread), pytest.approx(min(1.0, 0.5 + spread)))
+
+
+# -- mistakes in a suite's file ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("max_tokens", "max_token", "'sampling.max_token': there is no such key, did you mean 'sampling.max_tokens'"),
+        ("max_tokens", "topp", "'sampling.topp': there is no such key, did you mean 'sampling.top_p'"),
+        ("count = 20", "cuont = 20", "'indices.count'"),
+        ("max_tokens", "sample", "did you mean 'samples'"),  # a key of the suite, below a section's head
+        ("turns = 2", "turns = 2\ntemperature = 1", "did you mean 'sampling.temperature'"),
+        ("turns = 2", "turnz = 2", "'turns'"),
+        ("turns = 2", "turns = 2\nxyzzy = 1", "at 'xyzzy': there is no such key"),
+    ],
+)
+def test_a_wrong_key_is_told_with_the_nearest_of_its_section(
+    suite_file: Path, old: str, new: str, words: str
+) -> None:
+    suite_file.write_text(SUITE.replace(old, new, 1))
+    with pytest.raises(SuiteError) as error:
+        read_suite(suite_file)
+    assert words in str(error.value)
+
+
+def test_samples_that_are_the_same_episode_are_refused(suite_file: Path) -> None:
+    greedy = SUITE + "temperature = 0\n"
+    twice = greedy.replace("turns = 2", "turns = 2\nsamples = 2")
+    suite_file.write_text(twice)
+    for refused in (read_suite, update_hash):
+        with pytest.raises(SuiteError, match=r"at temperature 0.*: write samples = 1, or a sampling\.temperature"):
+            refused(suite_file)
+    for text in (greedy, twice.replace("temperature = 0", "temperature = 0.5")):
+        suite_file.write_text(text)
+        assert read_suite(suite_file).name == "coin"
+
+
+@pytest.mark.parametrize("columns", ["40", "80", "200"])
+def test_the_list_holds_every_name_whole(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    cli(["leaderboard", "list"])
+    words = capsys.readouterr().out.split()
+    assert [words.count(name) for name in shipped()] == [1] * len(shipped())
+    assert {read_suite(name).env for name in shipped()} <= set(words)

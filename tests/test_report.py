@@ -622,3 +622,31 @@ def test_time_shares_without_a_rollout_count_the_environment() -> None:
     assert shares.names == ["generate", "environment", "sync", "rest"]
     assert [seconds[0] for seconds in shares.seconds] == [2, 3, 1, 2]
     assert time_shares([curve("step", 8)], 10) is None
+
+
+def test_going_on_is_offered_while_something_is_left_to_do(run: Path, page: Page, tmp_path: Path) -> None:
+    assert "gymrl train" in page.text("commands") and "--resume" not in page.text("commands")
+    for status in ("running", "stopped", "failed", ""):
+        (tmp_path / "summary.json").write_text(json.dumps({"status": status}))
+        assert f"gymrl train --resume {tmp_path}" in load(tmp_path).text("commands")
+
+
+@pytest.mark.parametrize("steps", [200, 350, 1001])
+def test_the_number_beside_a_curve_is_the_last_that_was_logged(tmp_path: Path, steps: int) -> None:
+    """However many steps make one point of the drawing."""
+    lines = [
+        {"stage": "sft", "step": step, "loss": 1000.0 - step, "time/learn": 1 + step, "time/sync": 1.0}
+        for step in range(steps)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = load(tmp_path)
+    last = count(lines[-1]["loss"])
+    assert f"<b>Loss</b> <output>{last}</output>" in page.source
+    assert f"Loss by step: first 1000, last {last}, least" in page.source
+    assert f"learn {100 * steps / (steps + 1):.3g} %" in page.text("curves")
+
+
+def test_a_curve_that_ends_without_a_number_shows_its_last_one() -> None:
+    values = [math.nan, 3.0, 2.0, 1.0, math.nan]
+    points = thin(Curve("rl", "loss", [float(i) for i in range(5)], values), 2)
+    assert points.ends == (3.0, 1.0) and points.lost == 2

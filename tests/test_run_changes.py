@@ -3,6 +3,7 @@ says of steps that taught nothing."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import sys
@@ -16,7 +17,7 @@ from gymrl.agents.episodes import read_jsonl
 from gymrl.envs import Action, Environment, register
 from gymrl.rl.folder import RunFault, RunFolder
 from gymrl.rl.recipes import RecipeError, anchored, load
-from gymrl.rl.run import INTERRUPTED, train
+from gymrl.rl.run import INTERRUPTED, Run, train
 from gymrl.rl.workshop import Workshop
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -213,3 +214,23 @@ def test_looks_on_the_way_keep_the_best_and_change_nothing(tmp_path, monkeypatch
 def test_a_blank_that_is_no_token_is_named_before_anything_is_trained(tmp_path):
     with pytest.raises(ValueError, match=r"sft\.tokens\.blank=999999 is no token of this policy"):
         train("quickstart", [*SMALL, "sft.tokens={blank=999999, masked=0.2}"], None, tmp_path / "run")
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, MemoryError])
+def test_a_run_that_was_stopped_before_its_last_lines_is_finished_by_resuming(end, tmp_path, monkeypatch):
+    finish = Run._finish
+
+    def dies(self, status):
+        raise end
+
+    monkeypatch.setattr(Run, "_finish", dies)
+    run = tmp_path / "run"
+    with contextlib.suppress(MemoryError):
+        train("quickstart", SMALL, None, run)
+    assert not (run / "policy").exists()
+    monkeypatch.setattr(Run, "_finish", finish)
+    assert train(None, [], run, None) == 0
+    assert (run / "policy" / "model.safetensors").read_bytes() == (
+        run / "checkpoints" / "rl" / "model.safetensors"
+    ).read_bytes()
+    assert json.loads((run / "summary.json").read_text())["status"] == "finished"

@@ -184,6 +184,8 @@ def test_a_broken_checkpoint_is_named(whole, tmp_path):
     [
         ("rl.stpes=3", "did you mean 'rl.steps'"),
         ("stpes=3", "unknown recipe key 'stpes'"),
+        ("out=x", "unknown recipe key 'out': did you mean the option --out?"),
+        ("resume=runs/a", "unknown recipe key 'resume': did you mean the option --resume?"),
         ("rl.group=1", "rl.group"),
         ("rl.void=burn", "drop_episode"),
         ("env=3", "env"),

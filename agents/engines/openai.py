@@ -10,6 +10,7 @@ import asyncio
 import base64
 import json
 import os
+import re
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -34,6 +35,11 @@ def split_url(url: str) -> tuple[str, str]:
     """The API's base URL (ends in /v1 unless another path was given) and the model behind `#` ('' without)."""
     base, model = urldefrag(url)
     base = base.rstrip("/")
+    if _names_user(url):  # before anything repeats the URL
+        raise EngineFault(
+            "a server's URL holds a user or a password (what stands before the @), which every record of a run would "
+            f"show: write http://HOST:PORT/v1#MODEL and set {KEY} to what the server asks for"
+        )
     try:
         parsed = httpx.URL(base)
     except httpx.InvalidURL as error:
@@ -43,9 +49,26 @@ def split_url(url: str) -> tuple[str, str]:
     return (base if parsed.path.strip("/") else f"{base}/v1"), model
 
 
+def _names_user(url: str) -> bool:
+    """Whether there is an @ where a user is written. A password may hold /, ? and #, which end the host for whoever
+    reads the URL: what is left before them is then no port."""
+    rest = url.partition("://")[2]
+    host = re.split("[/?#]", rest, maxsplit=1)[0]
+    return "@" in host or ("@" in rest and not _HOST.fullmatch(host))
+
+
+_HOST = re.compile(r"([^:\[\]]+|\[[^\[\]]*\])(:\d+)?")
+
+
 def headers() -> dict[str, str]:
-    """The key from the environment, if there is one."""
+    """The key from the environment, if there is one. Raises EngineFault for one that no header takes: what is said
+    where it would be sent shows it."""
     key = os.environ.get(KEY, "").strip()
+    if key and not re.fullmatch("[!-~]+", key):
+        raise EngineFault(
+            f"the key in {KEY} holds a space, a line break or a character that is not ASCII: set it again to the key "
+            "alone, in one line"
+        )
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
@@ -82,6 +105,7 @@ class ChatAgent:
         """`timeout` (s) is for one answer, `patience` (s) the first pause before trying again. Blocks while it asks
         for the model. Raises EngineFault."""
         self.base, model = split_url(url)
+        self._headers = headers()  # before the first request, which may come when half a run is done
         self.model = model or str(served_models(self.base)[0]["id"])
         self.name = f"{self.base}#{self.model}"
         self.sampling, self.timeout, self.patience = sampling, timeout, patience
@@ -153,7 +177,9 @@ class ChatAgent:
         loop = asyncio.get_running_loop()
         if loop not in self._clients:
             limits = httpx.Limits(max_connections=None, max_keepalive_connections=128)
-            self._clients[loop] = httpx.AsyncClient(headers=headers(), timeout=self.timeout, limits=limits)
+            self._clients[loop] = httpx.AsyncClient(
+                headers=self._headers, timeout=self.timeout, limits=limits
+            )
         return self._clients[loop]
 
     def _choice(self, response: httpx.Response) -> dict[str, Any]:

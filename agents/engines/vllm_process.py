@@ -22,7 +22,11 @@ import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
+from safetensors import safe_open
 
 from gymrl.agents.engines.base import EngineFault, EngineSettings
 from gymrl.agents.engines.pace import Pace
@@ -63,7 +67,7 @@ class Process:
 
             self._core = VllmCore(settings)
         except BaseException as error:  # SystemExit too: a library's exit is not ours
-            self._send([(OPENED, error)])
+            self._send([(OPENED, broken_weights(settings.model) or error)])
             return
         self._send([(OPENED, None)])
         goes_on = True
@@ -137,12 +141,34 @@ class Process:
 
     def _send(self, answers: list[tuple[int, Any]]) -> None:
         sent = [
-            (number, EngineFault(f"{type(result).__name__}: {result}"))  # others may not survive the way
-            if isinstance(result, BaseException) and not isinstance(result, ValueError | EngineFault)
-            else (number, result)
+            (number, portable(result) if isinstance(result, BaseException) else result)
             for number, result in answers
         ]
         self.connection.send_bytes(pickle.dumps(sent, pickle.HIGHEST_PROTOCOL))
+
+
+def portable(error: BaseException) -> ValueError | EngineFault:
+    """The error as it can be sent: what a library raises may hold objects that no pickle takes, subclasses of
+    ValueError (pydantic's) included, so only its words go, under a type that is there on the other side."""
+    if type(error) is ValueError or type(error) is EngineFault:
+        return type(error)(str(error))  # not itself: its arguments and notes may hold such objects too
+    words = str(error)
+    if isinstance(error, ValidationError):  # its own words repeat vLLM's whole configuration
+        words = "; ".join(entry["msg"] for entry in error.errors(include_input=False, include_context=False))
+    return EngineFault(f"{type(error).__name__}: {words}")
+
+
+def broken_weights(model: str | Path) -> EngineFault | None:
+    """The file of a checkpoint that cannot be read, if there is one: vLLM's own error does not name it."""
+    for path in sorted(Path(model).glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt"):
+                continue
+        except Exception as error:  # safetensors has a type of its own
+            return EngineFault(
+                f"its {path.name} cannot be read ({error}): take another checkpoint or copy this one again"
+            )
+    return None
 
 
 def _end_with(parent: int) -> None:

@@ -198,6 +198,9 @@ def _value(text: str) -> Any:
         return text
 
 
+OPTIONS = ("out", "resume", "processes", "shard")
+"""Options of `gymrl train` that are easily taken for keys."""
+
 _KIND = re.compile(r"constrained-|literal\[|(int|float|str|bool)$")
 
 
@@ -223,8 +226,10 @@ def _explain(error: ValidationError) -> str:
             near = difflib.get_close_matches(key, every, 1, 0.4)
             tail = difflib.get_close_matches(key.split(".")[-1], [k.split(".")[-1] for k in every], 1, 0.6)
             same = [k for k in every if tail and k.split(".")[-1] == tail[0]]
-            guess = near[0] if near else (same[0] if same else "")
-            parts.append(f"unknown recipe key {key!r}" + (f": did you mean {guess!r}?" if guess else ""))
+            guess = repr(near[0]) if near else (repr(same[0]) if same else "")
+            if key in OPTIONS:
+                guess = f"the option --{key}"
+            parts.append(f"unknown recipe key {key!r}" + (f": did you mean {guess}?" if guess else ""))
         else:
             parts.append(
                 f"{key}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})"[:300]

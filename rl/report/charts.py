@@ -37,7 +37,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Area:
-    """One part of a stacked chart; `tone` numbers its colour, `now` is its share at the last point."""
+    """One part of a stacked chart; `tone` numbers its colour, `now` is its share at the last step."""
 
     name: str
     path: str
@@ -157,8 +157,7 @@ def draw_curve(chart_id: str, metric: Metric, points: Points) -> Chart:
     notes = [metric.note] if metric.note else []
     notes += ["log scale"] if y.log else []
     notes += [f"{points.lost} values not finite"] if points.lost else []
-    known = [value for value in points.mean if not math.isnan(value)]
-    ends = (show(known[0], metric.unit), show(known[-1], metric.unit), show(min(points_low(points)), metric.unit),
+    ends = (*(show(value, metric.unit) for value in points.ends), show(min(points_low(points)), metric.unit),
             show(max(points_high(points)), metric.unit))  # fmt: skip
     return Chart(
         chart_id,
@@ -194,11 +193,11 @@ def draw_shares(chart_id: str, shares: Shares) -> Chart:
     sums = [sum(column) for column in zip(*shares.seconds, strict=True)]
     below = [0.0] * len(sums)
     areas, data = [], []
-    for tone, (name, seconds) in enumerate(zip(shares.names, shares.seconds, strict=True)):
+    for tone, (name, seconds, now) in enumerate(zip(shares.names, shares.seconds, shares.now, strict=True)):
         part = [value / total for value, total in zip(seconds, sums, strict=True)]
         above = [b + p for b, p in zip(below, part, strict=True)]
         tone = 7 if name == "rest" else tone
-        areas.append(Area(name, _band(middle, below, above, x, y), tone, show(part[-1], "share")))
+        areas.append(Area(name, _band(middle, below, above, x, y), tone, show(now / sum(shares.now), "share")))
         data.append(
             {"name": name, "share": [compact(v) for v in part], "seconds": [compact(v) for v in seconds]}
         )

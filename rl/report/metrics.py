@@ -116,7 +116,8 @@ def rank(curve: Curve) -> tuple[int, str]:
 @dataclass(frozen=True)
 class Points:
     """A curve thinned out: every point is the mean of `stride` or fewer steps `first` to `last`, with their least
-    and largest value. NaN where no value was finite."""
+    and largest value. NaN where no value was finite. `ends` are the first and the last finite value as they were
+    logged: a mean of several steps is not what the run began or ended with."""
 
     first: list[float]
     last: list[float]
@@ -126,6 +127,7 @@ class Points:
     stride: int
     lost: int
     """How many values were not finite."""
+    ends: tuple[float, float]
 
     def __len__(self) -> int:
         return len(self.first)
@@ -144,8 +146,9 @@ def thin(curve: Curve, most: int) -> Points:
         else:
             columns.append((steps[0], steps[-1], math.nan, math.nan, math.nan))
     first, last, middle, low, high = (list(column) for column in zip(*columns, strict=True))
+    known = [value for value in curve.values if not math.isnan(value)] or [math.nan]
     lost = sum(math.isnan(value) for value in curve.values)
-    return Points(first, last, middle, low, high, stride, lost)
+    return Points(first, last, middle, low, high, stride, lost, (known[0], known[-1]))
 
 
 def smooth(values: Sequence[float], weight: float) -> list[float]:
@@ -171,12 +174,13 @@ def _decayed(values: Sequence[float], weight: float) -> list[tuple[float, float]
 
 @dataclass(frozen=True)
 class Shares:
-    """Parts of the step's wall-clock: `seconds[p][i]` of part p (`names[p]`) at point i."""
+    """Parts of the step's wall-clock: `seconds[p][i]` of part p (`names[p]`) at point i; `now[p]` at the last step."""
 
     first: list[float]
     last: list[float]
     names: list[str]
     seconds: list[list[float]]
+    now: list[float]
 
 
 def time_shares(curves: Sequence[Curve], most: int) -> Shares | None:
@@ -212,7 +216,8 @@ def time_shares(curves: Sequence[Curve], most: int) -> Shares | None:
     seconds = [[fmean([row[1][p] for row in chunk]) for chunk in chunks] for p in range(len(names))]
     if max(seconds[-1]) == 0:
         names, seconds = names[:-1], seconds[:-1]
-    return Shares([chunk[0][0] for chunk in chunks], [chunk[-1][0] for chunk in chunks], names, seconds)
+    now = rows[-1][1][: len(names)]
+    return Shares([chunk[0][0] for chunk in chunks], [chunk[-1][0] for chunk in chunks], names, seconds, now)
 
 
 def _finite(value: float | None) -> float:

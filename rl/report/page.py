@@ -88,7 +88,7 @@ def render(run: Path) -> str:
         kinds=episodes.KINDS,
         recipe=[f"{part}\n\n" for part in recipe.strip().split("\n\n")] if recipe.strip() else [],
         recipe_cut=len(recipe) == MOST_RECIPE,
-        commands=commands(run),
+        commands=commands(run, summary.status == "finished"),
         style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
         # Only this one script may run, whatever an episode's text tries, and nothing may be loaded.
@@ -115,18 +115,17 @@ def verdict(stages: tuple[Stage, ...]) -> str:
     return f"Success on held-out tasks: {', '.join(told)}."
 
 
-def commands(run: Path) -> list[tuple[str, str]]:
-    """What to type to run it again and to go on; paths inside the working folder are relative to it."""
+def commands(run: Path, finished: bool) -> list[tuple[str, str]]:
+    """What to type to run it again and, where something is left to do, to go on; paths inside the working folder are
+    relative to it."""
     folder = run
     if run.is_absolute() and run.is_relative_to(Path.cwd()):
         folder = run.relative_to(Path.cwd())
-    return [
-        (
-            "Run the same recipe again, in a new folder",
-            f"gymrl train {shlex.quote(str(folder / 'recipe.toml'))}",
-        ),
-        ("Go on with this run where it stopped", f"gymrl train --resume {shlex.quote(str(folder))}"),
-    ]
+    again = f"gymrl train {shlex.quote(str(folder / 'recipe.toml'))}"
+    found = [("Run the same recipe again, in a new folder", again)]
+    if not finished:
+        found.append(("Go on with this run where it stopped", f"gymrl train --resume {shlex.quote(str(folder))}"))
+    return found
 
 
 def percent(share: float) -> str:
