@@ -111,6 +111,7 @@ def find_results(suite: Suite, folder: Path = RESULTS) -> tuple[list[tuple[Path,
     """The results of exactly this suite, published ones and those in `folder`, the newest of every policy; and a
     sentence for every file that is left out because it is broken or of another hash."""
     newest: dict[object, tuple[Path, Result]] = {}
+    empty: list[tuple[Path, Result]] = []
     left_out: list[str] = []
     for path in _files(suite.name, folder):
         try:
@@ -124,8 +125,11 @@ def find_results(suite: Suite, folder: Path = RESULTS) -> tuple[list[tuple[Path,
         before = newest.get(result.player)
         if before is None or (bool(before[1].valid), before[1].date) <= (bool(result.valid), result.date):
             newest[result.player] = (path, result)
-        if before is not None and before[1].valid and not result.valid:
-            left_out.append(f"{path} has no valid episode; the one before it is shown")
+        if not result.valid:
+            empty.append((path, result))
+    for path, result in empty:
+        if newest[result.player][1].valid:
+            left_out.append(f"{path} has no valid episode; another result of the policy is shown")
     return list(newest.values()), left_out
 
 

@@ -7,6 +7,7 @@ import math
 import random
 import re
 import tomllib
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -336,3 +337,52 @@ def test_the_list_holds_every_name_whole(
     words = capsys.readouterr().out.split()
     assert [words.count(name) for name in shipped()] == [1] * len(shipped())
     assert {read_suite(name).env for name in shipped()} <= set(words)
+
+
+def test_what_was_invalid_is_all_that_the_same_command_plays_again(
+    suite_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Coin, "broken", True)
+    _, broken = run(suite_file, "oracle")
+    assert sum(broken.summary.invalid.values()) == 4
+    monkeypatch.setattr(Coin, "broken", False)
+    played, taken = Coin.played, []
+    _, whole = run(suite_file, "oracle", going_on=lambda done, jobs: taken.append((len(done), len(jobs))))
+    assert Coin.played - played == 4 and taken == [(16, 20)] and whole.summary.success == 1.0
+    assert not list((suite_file.parent / "out" / "coin").glob("*.partial"))
+
+
+def test_a_result_without_a_valid_episode_hides_none_and_shows_no_figure(suite_file: Path, tmp_path: Path) -> None:
+    suite, (path, good) = load_suite(suite_file), run(suite_file, "oracle")
+    summary = replace(good.summary, success=0.0, low=0.0, high=1.0, invalid={"engine: gone": 20})
+    outcomes = [o.model_copy(update={"success": None, "reward": None}) for o in good.outcomes]
+    lost = good.model_copy(update={"summary": summary, "outcomes": outcomes, "date": "2999-01-01T00:00:00+00:00"})
+    write_result(path.parent / "lost.json", lost)
+    found, left_out = find_results(suite, tmp_path / "out")
+    assert [result for _, result in found] == [good]
+    assert left_out == [f"{path.parent / 'lost.json'} has no valid episode; another result of the policy is shown"]
+    path.unlink()
+    ((_, shown),), _ = find_results(suite, tmp_path / "out")
+    (line,) = rows([shown])
+    assert line.cells()[2:6] == ("-",) * 4 and "0.000" not in markdown([line])
+    with pytest.raises(ResultError, match="no task has valid episodes in both"):
+        compare_results(shown, good)
+
+
+def test_other_ways_to_serve_a_policy_are_other_lines(suite_file: Path, tmp_path: Path) -> None:
+    path, result = run(suite_file, "oracle")
+    for name, served in {
+        "a": {"engine": "vllm"}, "b": {"dtype": "bfloat16"}, "c": {"max_context": 70}, "d": {"engine": "transformers"},
+    }.items():  # fmt: skip
+        write_result(path.parent / f"{name}.json", result.model_copy(update={"policy": "p", **served}))
+    lines = rows([result for _, result in find_results(load_suite(suite_file), tmp_path / "out")[0]])
+    assert [line.policy for line in lines] == ["oracle", "p (vllm)", "p (bfloat16)", "p (max_context 70)", "p"]
+
+
+def test_a_result_that_was_changed_is_left_out(suite_file: Path) -> None:
+    path, _ = run(suite_file, "random")
+    data = json.loads(path.read_text())
+    data["summary"]["success"] = 0.999
+    path.write_text(json.dumps(data))
+    with pytest.raises(ResultError, match=r"says a success of 0\.999 in 20 episodes and its outcomes come to"):
+        read_result(path)
