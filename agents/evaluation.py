@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -60,8 +61,14 @@ def summarise(episodes: Sequence[Episode], seconds: float = 0.0) -> Evaluation:
 
 
 def invalid_causes(episodes: Sequence[Episode]) -> dict[str, int]:
-    """How many episodes were invalid, by the first line of the reason."""
-    return dict(Counter(e.reason.splitlines()[0][:500] for e in episodes if not e.valid))
+    """How many episodes were invalid, by the first line of the reason, in which a process's number would keep equal
+    faults apart."""
+    return dict(
+        Counter(_PROCESS.sub(r"\1", e.reason.splitlines()[0])[:500] for e in episodes if not e.valid)
+    )
+
+
+_PROCESS = re.compile(r"(the worker process) \d+")
 
 
 def evaluation_jobs(tasks: Sequence[TaskSpec], samples: int, seed: int, greedy: bool = False) -> list[Job]:

@@ -68,7 +68,8 @@ def collect(
     jobs = evaluation_jobs(tasks, samples, seed, temperature == 0)
     about = {
         "env": env, "params": json.loads(tasks[0].params), "split": split, "policy": policy, "seed": seed,
-        "temperature": temperature, "max_tokens": max_tokens, "max_turns": max_turns, **served_by(policy, engine, max_context, dtype),
+        "temperature": temperature, "max_tokens": max_tokens, "max_turns": max_turns,
+        **served_by(policy, engine, max_context, dtype),
     }  # fmt: skip
     sampling = Sampling(temperature, max_tokens=max_tokens)
     require_new(path)

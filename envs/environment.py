@@ -24,14 +24,14 @@ class Environment:
     """
 
     version: ClassVar[str] = "1"
-    """Raise it whenever the same task would become another world."""
+    """A text: raise it whenever the same task would become another world."""
     runs: ClassVar[Literal["inline", "thread", "process"]] = "inline"
     """`inline` for worlds that answer in well under a millisecond (or are async), `thread` for worlds that wait
     or release the GIL, `process` for worlds that compute for long or are not safe in threads."""
     max_turns: int = 8
     """Turns after which an episode is truncated."""
     sizes: Mapping[str, int] = MappingProxyType({"train": 2**31, "val": 2**31, "test": 2**31})
-    """How many tasks each split has."""
+    """How many tasks each of the three splits has: 1 or more in train, 0 in val or test where there are none."""
     success_reward: ClassVar[float] = 1.0
     """An episode whose rewards sum to at least this counts as a success."""
 
@@ -64,7 +64,7 @@ class Environment:
 
     def recognises(self, action: Action) -> bool:
         """Whether the text holds something this world reacts to. A turn without it, and without a complete
-        tool call, is void. By default: a complete code block or an answer mark."""
+        tool call, is void. True or False, nothing else. By default: a complete code block or an answer mark."""
         return bool(code_blocks(action.text)) or answer(action.text) is not None
 
     def tools(self) -> tuple[Tool, ...]:

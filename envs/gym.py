@@ -118,6 +118,11 @@ class GymEnv(gymnasium.Env[Any, Any]):
             value, info = value[0], dict(value[1])
         offered = _tools(self.env_id, await self._called("tools") or ())
         observation = with_tools(_observation(self.env_id, value), offered)
+        if not observation.messages:
+            raise EnvironmentFault(
+                f"{self.env_id}: reset() returned an observation without a message: return the task's text, or "
+                "Observation((Message('user', text),))"
+            )
         if self.render_mode is not None:
             self._transcript.append(observation.text)
         return observation, info
@@ -133,7 +138,10 @@ class GymEnv(gymnasium.Env[Any, Any]):
             raise EnvironmentFault(f"{self.env_id}: the episode is over; call reset() before step()")
         action = Action.of(action)
         try:
-            void = not action.tool_calls and not self.world.recognises(action)
+            known: Any = bool(action.tool_calls) or self.world.recognises(action)
+            if known is not True and known is not False and not isinstance(known, np.bool_):
+                raise self._undecided(known)
+            void = not known
             value = self.world.step(action)
         except SystemExit as error:
             raise self._left("step", error) from None
@@ -179,7 +187,12 @@ class GymEnv(gymnasium.Env[Any, Any]):
         self._check_split(split)
         size = self.world.sizes[split]
         if not 0 <= index < size:
-            raise ValueError(f"{self.env_id} has {size} tasks in {split}: index {index} is not one of them")
+            have = f"{self.env_id} has {size or 'no'} task{'s' * (size != 1)} in {split}"
+            if not size:
+                raise ValueError(f"{have}: take another split, or give it tasks")
+            raise ValueError(
+                f"{have}: index {index} is not one of them (they begin with 0; ask for {size} or fewer: --n {size})"
+            )
         return TaskSpec.make(self.env_id, self.world.version, split, index, self.params)
 
     def _check_split(self, split: str) -> None:
@@ -208,6 +221,11 @@ class GymEnv(gymnasium.Env[Any, Any]):
             return await value if inspect.isawaitable(value) else value
         except SystemExit as error:
             raise self._left(method, error) from None
+
+    def _undecided(self, known: Any) -> EnvironmentFault:
+        if inspect.iscoroutine(known):
+            known.close()  # else Python complains that nobody awaited it
+        return EnvironmentFault(f"{self.env_id}: recognises() returned {_shown(known)}: return True or False")
 
     def _left(self, method: str, error: SystemExit) -> EnvironmentFault:
         """SystemExit as a fault, which ends an episode and not the program; with the place where it was raised."""
@@ -269,9 +287,25 @@ def _observation(name: str, value: Any) -> Observation:
             raise EnvironmentFault(
                 f"{name}: an observation's messages are gymrl.envs.Message objects, not {_shown(message)}"
             )
+        if not isinstance(message.text, str):
+            raise EnvironmentFault(f"{name}: a message's text is a str, not {_shown(message.text)}")
+        if not message.text.isascii():  # the quick check, as most texts are
+            _check_characters(name, message.text)
     if observation.tools:
         _tools(name, observation.tools)
     return observation
+
+
+def _check_characters(name: str, text: str) -> None:
+    """Raise EnvironmentFault for a text that no tokenizer and no file takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        mend = "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
+        raise EnvironmentFault(
+            f"{name}: the observation holds half of a surrogate pair, {text[error.start]!r}, which is no character: "
+            f"return {mend}"
+        ) from None
 
 
 def _tools(name: str, offered: Any) -> tuple[Tool, ...]:

@@ -8,7 +8,7 @@ import inspect
 import numbers
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib.metadata import entry_points
@@ -19,6 +19,7 @@ import gymnasium
 from gymrl.envs.blame import told
 from gymrl.envs.environment import Environment
 from gymrl.envs.gym import GymEnv
+from gymrl.envs.records import SPLIT_SHARES
 
 GROUP = "gymrl.envs"
 
@@ -152,12 +153,30 @@ def make(env_id: str, *, split: str = "train", render_mode: str | None = None, *
     turns: Any = world.max_turns
     if isinstance(turns, bool) or not isinstance(turns, numbers.Integral) or turns < 1:
         raise ValueError(f"{env_id}: max_turns is a whole number from 1 on, not {turns!r}")
+    _check_identity(env_id, world)
     if wrappers:
         from gymrl.envs.wrappers import specifications, wrap
 
         params["wrappers"] = specifications(wrappers)
         world = wrap(world, params["wrappers"])
     return GymEnv(env_id, world, params, split, render_mode)
+
+
+def _check_identity(env_id: str, world: Environment) -> None:
+    """Refuse a version or sizes that tasks cannot be named with."""
+    version: Any = world.version
+    if not isinstance(version, str):
+        raise ValueError(f"{env_id}: version is a text such as \"1\", not {version!r}: write version = \"{version}\"")
+    sizes: Any = world.sizes
+    if not isinstance(sizes, Mapping) or set(sizes) != set(SPLIT_SHARES):
+        raise ValueError(
+            f"{env_id}: sizes says how many tasks each of {', '.join(SPLIT_SHARES)} has, not {sizes!r}: write "
+            "sizes = {'train': 1000, 'val': 100, 'test': 100}"
+        )
+    for split, size in sizes.items():
+        least = int(split == "train")  # a file of tasks may have none for val or test
+        if isinstance(size, bool) or not isinstance(size, numbers.Integral) or size < least:
+            raise ValueError(f"{env_id}: sizes[{split!r}] is a whole number from {least} on, not {size!r}")
 
 
 def parameters(cls: type[Environment]) -> dict[str, inspect.Parameter]:

@@ -8,9 +8,11 @@ import os
 import queue
 import random
 import threading
-from collections.abc import Callable, Coroutine
+import warnings
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol
 
+from gymrl.envs.blame import told
 from gymrl.envs.gym import GymEnv, StepResult, run_sync
 from gymrl.envs.records import Action, Observation, TaskSpec
 from gymrl.envs.registry import make
@@ -184,6 +186,10 @@ class ThreadHandle:
                 await hand.end()
 
 
+class CloseWarning(UserWarning):
+    """An environment of a pool could not be closed."""
+
+
 class EnvPool:
     """Opens handles on one environment, as many as are asked for, and closes all of them.
 
@@ -248,12 +254,27 @@ class EnvPool:
             await handle.close()
 
     async def aclose(self) -> None:
+        """Close everything. What a world's `close` raises is a warning, as it shall cost nobody their results."""
         self._idle.clear()
-        for handle in list(self._live):
-            await self.release(handle)
-        await self.template.aclose()
-        if self._processes:
-            await self._processes.aclose()
+        failed: list[str] = []
+
+        async def tried(closing: Awaitable[None]) -> None:
+            try:
+                await closing
+            except Exception as error:
+                failed.append(told(error))
+
+        try:
+            for handle in list(self._live):
+                await tried(self.release(handle))
+            await tried(self.template.aclose())
+        finally:
+            if self._processes:
+                await self._processes.aclose()
+        if failed:
+            more = f" in {len(failed)} environments" if len(failed) > 1 else ""
+            text = f"{self.env_id}: close() raised {failed[0]}{more}: mend it, as what it holds may stay open"
+            warnings.warn(text, CloseWarning, stacklevel=2)
 
     def close(self) -> None:
         """`aclose` for synchronous callers."""

@@ -165,6 +165,8 @@ def find(kind: str, name: str) -> Algorithm:
     """
     _builtin()
     source, _, short = name.rpartition(":")
+    if short.endswith(".py"):
+        raise AlgorithmFault(f"{name!r} is a file: say which {kind} in it, {name}:NAME")
     if source:
         _import(source)
     if (kind, short, source) in _REGISTRY:

@@ -22,6 +22,8 @@ def rehearse(algorithm: Algorithm, settings: dict[str, Any], group: int = 2) -> 
     group = max(2, group)
     tensors = _tensors(group)
     result = algorithm.bind(settings)(tensors)
+    if algorithm.kind == "loss":
+        _learnable(algorithm, result[0])
     if algorithm.kind != "advantage":
         return
     pair = "values_BT" in algorithm.inputs
@@ -41,6 +43,15 @@ def rehearse(algorithm: Algorithm, settings: dict[str, Any], group: int = 2) -> 
         raise AlgorithmFault(
             f"advantage {algorithm.name!r} ({algorithm.file}) returned numbers that are not finite, of finite ones"
         )
+
+
+def _learnable(algorithm: Algorithm, loss_N: torch.Tensor) -> None:
+    """Raise AlgorithmFault for a loss that no policy can learn from."""
+    of = f"loss {algorithm.name!r} ({algorithm.file})"
+    if not loss_N.requires_grad:
+        raise AlgorithmFault(f"{of} has no gradient: make it of lp_N, without detach()")
+    if not bool(torch.isfinite(loss_N).all()):
+        raise AlgorithmFault(f"{of} returned numbers that are not finite, of finite ones")
 
 
 def _tensors(group: int) -> dict[str, torch.Tensor]:

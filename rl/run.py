@@ -22,9 +22,11 @@ from gymrl.agents.evaluation import evaluate, evaluation_jobs, invalid_causes
 from gymrl.agents.players import Job
 from gymrl.agents.records import Episode
 from gymrl.envs.workers import EnvPool
+from gymrl.rl.algorithms import find
 from gymrl.rl.display import Display
 from gymrl.rl.folder import Progress, RunFault, RunFolder
 from gymrl.rl.memory import keep_freed_memory
+from gymrl.rl.objective import loss_of_settings
 from gymrl.rl.policy import check_source
 from gymrl.rl.provenance import check_changes, finite_weights, own_sources, versions
 from gymrl.rl.recipes import Recipe, anchored, dump, load
@@ -177,6 +179,9 @@ class Run:
         torch.manual_seed(recipe.seed)
         self.shop = shop = Workshop(recipe, folder, self.pool, self.display, self.loop)
         self.display.note(f"{recipe.name}, seed {recipe.seed} -> {folder.path}")
+        if "rl" in recipe.stages:  # what cannot be found or imported shows now, not after the warm start
+            find("advantage", recipe.rl.advantage.name)
+            loss_of_settings(recipe.rl)
         shop.prepare()
         source, state = shop.base, dict[str, Any]()
         if self.progress.checkpoint:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -15,14 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gymrl.agents.evaluation import invalid_causes
 from gymrl.agents.players import Job, ScriptedAgent
 from gymrl.agents.records import Episode, episode_to_json
 from gymrl.agents.rollout import RolloutSettings, rollout
 from gymrl.cli.main import run
-from gymrl.envs import Environment, Message, Observation, Tool, make, register
+from gymrl.envs import Action, Environment, Message, Observation, Tool, ToolCall, make, register
 from gymrl.envs.gym import EnvironmentFault, normal_step
 from gymrl.envs.registry import entry
-from gymrl.envs.workers import EnvPool
+from gymrl.envs.workers import CloseWarning, EnvPool
 
 sys.path.insert(0, str(Path(__file__).parent))
 from leaving_envs import Leaves, LeavesAwaited, LeavesProcess, LeavesThread, Rich, Slow, SlowAtLast
@@ -276,3 +278,138 @@ def test_a_malformed_id_of_a_package_breaks_nothing_else(tmp_path):
     assert gymrl("envs", "info", "gymrl/CodeInterpreter-v0").returncode == 0
     asked = gymrl("eval", "--env", "my maze-v0", "--policy", "oracle", "--n", "1")
     assert (asked.returncode, asked.stderr) == (2, f"gymrl: {told}\n")
+
+
+HALF = r"mistakes/Odd-v0: the observation holds half of a surrogate pair, '\\ud83d', which is no character: return text"
+
+
+def odd(**methods: Any) -> Any:
+    """An environment with these attributes, made."""
+    register("mistakes/Odd-v0", type("Odd", (Leaves,), methods))
+    return make("mistakes/Odd-v0")
+
+
+@pytest.mark.parametrize("value", ["a \ud83d", Message("user", "\ud83d"), Observation((Message("user", "é \ud83d"),))])
+def test_half_a_surrogate_pair_is_the_environments_fault(module, value):
+    with pytest.raises(EnvironmentFault, match=HALF):
+        odd(reset=lambda self: value).reset(seed=1)
+    env = odd(step=lambda self, action: (value, 0.0, False))
+    env.reset(seed=1)
+    with pytest.raises(EnvironmentFault, match=HALF):
+        env.step("x")
+    mended = "a \ud83d, \ud83d\ude42 é".encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    assert mended == "a \ufffd, 🙂 é"
+    assert odd(reset=lambda self: mended).reset(seed=1)[0].text == mended
+
+
+async def test_half_a_surrogate_pair_makes_an_invalid_episode(module):
+    odd(step=lambda self, action: ("\ud83d", 1.0, True))
+    pool = EnvPool("mistakes/Odd-v0")
+    (episode,) = await rollout([Job(pool.task("train", 0))], ScriptedAgent("oracle"), pool)
+    await pool.aclose()
+    assert episode.reason.startswith("environment: EnvironmentFault: mistakes/Odd-v0: the observation holds half of")
+
+
+def test_a_first_observation_without_a_message_is_refused(module):
+    for value in (Observation(()), Observation((), (Tool("f"),)), (Observation(()), {})):
+        with pytest.raises(EnvironmentFault, match=r"an observation without a message: return the task's text, or "):
+            odd(reset=lambda self, value=value: value).reset(seed=1)
+    env = odd(step=lambda self, action: (Observation(()), 1.0, True))
+    env.reset(seed=1)
+    assert env.step("x")[2]  # there is nothing left to say
+    with pytest.raises(EnvironmentFault, match=r"a message's text is a str, not 5 \(int\)"):
+        odd(reset=lambda self: Message("user", 5)).reset(seed=1)
+
+
+async def awaited(self: Any, action: Action) -> bool:
+    return True
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("answer", [None, 1, "yes", re.match("a", "a"), awaited])
+def test_recognises_says_true_or_false(module, answer):
+    env = odd(recognises=answer if answer is awaited else lambda self, action: answer)
+    env.reset(seed=1)
+    with pytest.raises(EnvironmentFault, match=r"mistakes/Odd-v0: recognises\(\) returned .*: return True or False"):
+        env.step("x")
+    assert env.step(Action("", (ToolCall("f"),)))[4]["void"] is False  # it is not asked then
+
+
+@pytest.mark.parametrize("answer", [True, False, np.True_, np.False_])
+def test_truth_values_of_numpy_recognise_too(module, answer):
+    env = odd(recognises=lambda self, action: answer)
+    env.reset(seed=1)
+    assert env.step("x")[4]["void"] is not bool(answer)
+
+
+SIZES = {"train": 5, "val": 5, "test": 5}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ({"train": 5, "val": 5}, "sizes says how many tasks each of train, val, test has, not {'train': 5, 'val': 5}: "),
+        ({**SIZES, "dev": 5}, "sizes says how many tasks each of train, val, test has, not "),
+        (100, "sizes says how many tasks each of train, val, test has, not 100: write sizes = {'train': 1000, "),
+        ({**SIZES, "train": 0}, "sizes['train'] is a whole number from 1 on, not 0"),
+        ({**SIZES, "test": -1}, "sizes['test'] is a whole number from 0 on, not -1"),
+        ({**SIZES, "val": 1.5}, "sizes['val'] is a whole number from 0 on, not 1.5"),
+        ({**SIZES, "val": True}, "sizes['val'] is a whole number from 0 on, not True"),
+        ({**SIZES, "val": None}, "sizes['val'] is a whole number from 0 on, not None"),
+    ],
+)
+def test_wrong_sizes_are_refused(module, sizes, words):
+    with pytest.raises(ValueError) as raised:
+        odd(sizes=sizes)
+    assert str(raised.value).startswith(f"mistakes/Odd-v0: {words}")
+
+
+def test_what_sizes_may_be(module):
+    env = odd(sizes={**SIZES, "val": np.int64(3), "test": 0})  # a file of a few tasks has none for one of them
+    with pytest.raises(ValueError, match="Odd-v0 has no tasks in test: take another split, or give it tasks"):
+        env.task_spec(0, "test")
+    with pytest.raises(ValueError, match=r"has 5 tasks in train: index 5 is not one of them .* 5 or fewer: --n 5\)"):
+        env.task_spec(5)
+
+
+@pytest.mark.parametrize("version", [2, 1.5, None])
+def test_a_version_is_a_text(module, version):
+    with pytest.raises(ValueError, match=f'version is a text such as "1", not {version}: write version = "'):
+        odd(version=version)
+    odd(version="2").close()
+
+
+@pytest.mark.parametrize("runs", ["inline", "thread"])
+async def test_a_close_that_raises_costs_no_result_and_closes_the_others(module, runs):
+    closed = []
+
+    def close(self: Any) -> None:
+        closed.append(self)
+        if len(closed) == 1:
+            raise OSError("cannot close")
+
+    odd(close=close, runs=runs)
+    pool = EnvPool("mistakes/Odd-v0")
+    handles = [await pool.open() for _ in range(3)]
+    with pytest.warns(CloseWarning, match=r"^mistakes/Odd-v0: close\(\) raised OSError: cannot close .*: mend it"):
+        await pool.aclose()
+    assert len(closed) == len(handles) + 1 and pool.closed == pool.opened == 3
+
+
+def test_an_evaluation_with_a_close_that_raises_keeps_its_result(module, capfd, tmp_path):
+    def close(self: Any) -> None:
+        raise OSError("cannot close")
+
+    odd(close=close)
+    out = tmp_path / "episodes.jsonl"
+    command = ["eval", "--env", "mistakes/Odd-v0", "--policy", "oracle", "--n", "3", "--out", str(out)]
+    with pytest.warns(CloseWarning, match=r"close\(\) raised OSError: cannot close .* in 2 environments"):
+        assert run(command) == 0
+    assert "3 terminated" in capfd.readouterr().out and len(out.read_text().splitlines()) == 3
+
+
+def test_the_same_death_of_two_processes_is_one_cause():
+    task = make("mistakes/Leaves-v0").task_spec(0)
+    reasons = [f"environment: X.step: the worker process {pid} died (exit status 9)\nmore" for pid in (24753, 7)]
+    episodes = [Episode(task, (), "invalid", reason) for reason in reasons]
+    assert invalid_causes(episodes) == {"environment: X.step: the worker process died (exit status 9)": 2}

@@ -214,3 +214,23 @@ def test_the_interval_of_a_rate() -> None:
     assert wilson(0, 0) == (0.0, 1.0)
     low, high = wilson(8, 10)  # Wilson 1927: (0.4902, 0.9433)
     assert (round(low, 4), round(high, 4)) == (0.4902, 0.9433)
+
+
+def test_a_close_that_raises_breaks_the_law_of_it_and_leaves_the_others_their_verdicts() -> None:
+    laws = [name for name in LAWS if name not in ("splits", "garbage")]
+    report = check("faulty/CloseRaises-v0", laws=laws, settings=QUICK)
+    assert [verdict.law for verdict in report.verdicts] == laws
+    broken = {verdict.law: verdict.faults[0].what for verdict in report.verdicts if verdict.faults}
+    assert broken == {
+        "close": "close() raised OSError: nothing to close",
+        "gymnasium": "check_env raised OSError: nothing to close",  # which closes too
+    }
+
+
+@pytest.mark.parametrize("empty", ["val", "test"])
+def test_a_split_without_tasks_is_no_fault(empty: str) -> None:
+    sizes = {**faulty_envs.ThreeTasks.sizes, empty: 0}
+    register("faulty/EmptySplit-v0", type("EmptySplit", (faulty_envs.ThreeTasks,), {"sizes": sizes}))
+    report = tried("EmptySplit", "splits", "players", "rewards")
+    assert report.sound, [verdict.faults for verdict in report.verdicts if verdict.faults]
+    assert "oracle 3 of 3" in report.verdict("players").measured

@@ -72,6 +72,8 @@ def wrong(file: Path, kind: str, body: str, asks: str) -> list[str]:
         ("loss", "lp_N, advantages_N", "-lp_N * advantages_N", "return (loss_N, clipped_N)"),
         ("loss", "lp_N, advantages_N", "None", "returned NoneType"),
         ("loss", "lp_N", "lp_N.nosuch", "failed with AttributeError"),
+        ("loss", "lp_N", "(-lp_N.detach(), lp_N > 0)", "has no gradient: make it of lp_N"),
+        ("loss", "lp_N", "(lp_N / 0, lp_N > 0)", "returned numbers that are not finite"),
         ("correction", "old_lp_N", "torch.ones_like(old_lp_N), old_lp_N > -0.5", "register it with masks=True"),
         ("advantage", "rewards_PG, counted_PG", "rewards_PG[:, :1]", "return [P, G], [P, G, K] or [B, T]"),
         ("advantage", "rewards_PG, counted_PG", "rewards_PG / 0", "not finite"),
@@ -161,3 +163,22 @@ def test_a_loss_may_ask_for_the_reference(tmp_path):
     for key, weights in ends["shipped"].items():
         torch.testing.assert_close(ends["mine"][key], weights, rtol=1e-4, atol=1e-6)
     assert any(not torch.allclose(ends["free"][key], weights, atol=1e-5) for key, weights in ends["shipped"].items())
+
+
+def test_a_file_without_a_name_says_how_one_is_named(tmp_path):
+    (tmp_path / "mine.py").write_text(OWN)
+    with pytest.raises(RecipeError, match=r"is a file: say which advantage in it, .*mine\.py:NAME"):
+        load("quickstart", [f"rl.advantage={tmp_path}/mine.py"])
+
+
+def test_a_broken_package_shows_before_the_warm_start(tmp_path, monkeypatch, capsys):
+    (tmp_path / "acme_raises.py").write_text("raise RuntimeError('it broke')")
+    monkeypatch.syspath_prepend(tmp_path)
+    point = EntryPoint("acme", "acme_raises", algorithms_module.GROUP)
+    monkeypatch.setattr(algorithms_module, "entry_points", lambda group: [point])
+    algorithms_module._builtin.cache_clear()
+    with pytest.raises(AlgorithmFault, match="acme_raises"):
+        train("quickstart", SMALL, None, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    monkeypatch.undo()
+    algorithms_module._builtin.cache_clear()

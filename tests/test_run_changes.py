@@ -234,3 +234,16 @@ def test_a_run_that_was_stopped_before_its_last_lines_is_finished_by_resuming(en
         run / "checkpoints" / "rl" / "model.safetensors"
     ).read_bytes()
     assert json.loads((run / "summary.json").read_text())["status"] == "finished"
+
+
+def test_preferences_of_nothing_end_the_run_and_a_resumed_one_samples_anew(tmp_path):
+    small = [*SMALL, "env.id=toy/Lost-v0", "algo=dpo", 'stages=["preference"]', "preference.tasks=2"]
+    settings = [*small, "preference.samples=2", "preference.steps=4"]
+    run = tmp_path / "run"
+    told = r"0 of 0 successes and \d of \d failures can be learnt from .*no task has both"
+    for arguments in (("quickstart", settings, None, run), (None, ["preference.samples=3"], run, None)):
+        with pytest.raises(RunFault, match=told):
+            train(*arguments)
+        assert json.loads((run / "summary.json").read_text())["status"] == "failed"
+    episodes = list(read_jsonl(run / "episodes" / "preference" / "000000.jsonl"))
+    assert len(episodes) == 6 and not (run / "policy").exists()

@@ -351,3 +351,16 @@ def test_invalid_episodes_are_shown(capsys):
     assert "invalid" in header and row.split()[-3:] == ["2", "1", "1.0"]
     display.stages([stage | {"invalid": {}}])
     assert "invalid" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("invalid", [{}, {"environment: gone": 100}])
+def test_the_last_table_is_whole_at_80_columns(invalid, monkeypatch, capsys):
+    from gymrl.rl.display import Display
+
+    monkeypatch.setenv("COLUMNS", "80")
+    stage = {"name": "preference", "success": 0.977, "low": 0.95, "high": 0.989, "turns": 12.34, "void_turns": 1.0,
+             "episodes": 10_000, "invalid": invalid, "seconds": 12345.6}  # fmt: skip
+    Display().stages([stage])
+    words = {"after preferences", "0.977 [0.950, 0.989]", "12.34", "1.000", "10000", "12345.6"}
+    said = capsys.readouterr()
+    assert all(word in said.out + said.err for word in words | {str(sum(invalid.values()) or "")})

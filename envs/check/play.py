@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import time
@@ -68,6 +69,12 @@ async def reset(env: GymEnv, task: TaskSpec) -> Observation:
 async def step(env: GymEnv, action: Action) -> Any:
     """Play an action. Raises Broke, which names it."""
     return await _guarded(env.astep(action), env.world.task, "step()", action)
+
+
+async def closed(env: GymEnv) -> None:
+    """Close it; what that raises is the law `close`'s to tell, and no other's."""
+    with contextlib.suppress(Exception):
+        await env.aclose()
 
 
 async def play(env: GymEnv, task: TaskSpec, choose: Choose, limit: int | None = None) -> Play:

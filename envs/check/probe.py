@@ -60,7 +60,7 @@ def main() -> None:
             register(job["env_id"], cls, defaults=job["defaults"])
             subject = Subject(job["env_id"], job["params"])
             env = subject.make()
-            asyncio.run(env.aclose())
+            asyncio.run(play.closed(env))
         except Exception as error:
             _say(out, {"error": f"{type(error).__name__}: {error}"})
             return
@@ -86,7 +86,7 @@ async def _traces(subject: Subject, tasks: list[list[Any]], seconds: float) -> l
         found.append([split, index, await play.trace(env, task)])
         if time.monotonic() - began > seconds:
             break
-    await env.aclose()
+    await play.closed(env)
     return found
 
 

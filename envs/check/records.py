@@ -97,6 +97,11 @@ class Subject:
         """A fresh environment, with the parameters `over` the subject's own."""
         return make(self.env_id, split=split, **{**self.params, **over})
 
+    def make_held_out(self, split: str) -> GymEnv:
+        """One in that split, or in train where that one has no task."""
+        env = self.make(split)
+        return env if env.world.sizes[split] else self.make()
+
     def cls(self) -> type[Environment]:
         return entry(self.env_id).cls()
 

@@ -10,7 +10,7 @@ import torch
 from gymrl.agents.records import Episode
 from gymrl.rl.algorithms import find
 from gymrl.rl.folder import RunFault
-from gymrl.rl.pairs import Example, fingerprint, mismatched, pairs, singles
+from gymrl.rl.pairs import Example, fingerprint, mismatched, pairs, singles, usable
 from gymrl.rl.preference_files import read_preferences
 from gymrl.rl.stages.rounds import RoundsStage
 from gymrl.rl.trainers.preference import preference_step, sums
@@ -46,6 +46,8 @@ class PreferenceStage(RoundsStage):
             self.examples = read_preferences(file, shop.renderer, vocabulary, self.paired, p.longest, note)
         else:
             self.examples = (pairs if self.paired else singles)(episodes, p.longest)
+            if not self.examples:
+                raise RunFault(_nothing(episodes, p.longest, self.paired))
         self.others = mismatched(self.examples) if "mismatched_S" in self.algorithm.inputs else []
         if fresh or not len(self.ref_S):  # there was nothing to train on: the weights are the round's first
             self._score()
@@ -73,16 +75,6 @@ class PreferenceStage(RoundsStage):
         width = 2 if self.paired else 1
         count = len(self.examples) // width
         seen = {"pairs" if self.paired else "examples": count}
-        if not count:
-            wanted = (
-                "no task had both a usable success and a usable failure"
-                if self.paired
-                else "no usable episode"
-            )
-            shop.learner.troubles.append(
-                f"there is nothing to compare: {wanted} (sample more tasks or more of each)"
-            )
-            return {"loss": 0.0, "skipped": 1, **seen}
         places = chosen(number % self.steps, count, p.batch, shop.recipe.seed + number // self.steps)
         picked = [width * place + side for place in places for side in range(width)]
         examples = [self.examples[i] for i in picked]
@@ -100,3 +92,16 @@ class PreferenceStage(RoundsStage):
     def load_state(self, state: dict[str, Any]) -> None:
         self.ref_S, self.others_ref_S = state["ref"], state["others"]
         self.data = state.get("data", "")
+
+
+def _nothing(episodes: Sequence[Episode], longest: int | None, paired: bool) -> str:
+    """What was sampled, where nothing can be learnt from it. The round begins anew when the run is resumed."""
+    counts = []
+    for won, name in ((True, "successes"), (False, "failures")):
+        of = [e for e in episodes if e.valid and e.success == won]
+        counts.append(f"{sum(usable(e, longest) for e in of)} of {len(of)} {name}")
+    wanted = "no task has both" if paired else "there is nothing"
+    return (
+        f"preference: {' and '.join(counts)} can be learnt from (no void turn, none cut short), and {wanted}: raise "
+        "preference.samples or preference.tasks, and where turns are void or cut short sft.steps or sampling.max_tokens"
+    )

@@ -38,5 +38,5 @@ async def check(subject: Subject, settings: Settings) -> tuple[str, Sequence[Fau
                     raise Broke(Fault(f"step() after the end raised {error!r}", "train", index)) from error
                 what = f"a step after the {choose.__name__} player's episode is answered"
                 faults.append(Fault(what, "train", index, action.text))
-    await env.aclose()
+    await play.closed(env)
     return f"{episodes} episodes", faults[:3]

@@ -61,7 +61,7 @@ class Form:
 async def check(subject: Subject, settings: Settings) -> tuple[str, Sequence[Fault]]:
     template = subject.make()
     variants: Sequence[Mapping[str, Any]] = template.world.task_families() or ({},)
-    await template.aclose()
+    await play.closed(template)
     faults: list[Fault] = []
     answered = families = 0
     for variant in variants:
@@ -69,7 +69,7 @@ async def check(subject: Subject, settings: Settings) -> tuple[str, Sequence[Fau
         env = subject.make(**variant)
         given, found = await _family(env, settings, variant)
         answered, faults = answered + given, faults + found[:2]
-        await env.aclose()
+        await play.closed(env)
         if len(faults) >= 20:
             break
     many = f"{families} task families" if len(variants) > 1 else "one task family"

@@ -50,10 +50,10 @@ async def check(subject: Subject, settings: Settings) -> tuple[str, Sequence[Fau
             if changed:
                 what = f"an episode of the {choose.__name__} player changes {' and '.join(changed)}'s global generator"
                 faults.append(Fault(what, task.split, task.index))
-                await env.aclose()
+                await play.closed(env)
                 return f"{episodes} episodes", faults
     before = state()
-    await env.aclose()
+    await play.closed(env)
     if before != state():
         faults.append(Fault("close() changes the global random state"))
     return f"{episodes} episodes", faults

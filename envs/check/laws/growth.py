@@ -51,7 +51,7 @@ async def check(subject: Subject, settings: Settings) -> tuple[str, Sequence[Fau
             rows.append(level())
     finally:
         tracemalloc.stop()
-    await env.aclose()
+    await play.closed(env)
     grown = {
         name: min(after[name] - before[name] for before, after in itertools.pairwise(rows)) / window
         for name in rows[0]

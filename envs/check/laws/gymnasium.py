@@ -29,5 +29,6 @@ def _check(subject: Subject) -> tuple[str, Sequence[Fault]]:
     except Exception as error:
         return "", [Fault(f"check_env raised {type(error).__name__}: {error}"[:300])]
     finally:
-        env.close()
+        with contextlib.suppress(Exception):  # the law `close` tells it
+            env.close()
     return f"gymnasium {gymnasium.__version__}, {len(caught)} warnings", []

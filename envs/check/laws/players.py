@@ -12,8 +12,8 @@ CLAIM = "oracle wins, null and random do not"
 
 
 async def check(subject: Subject, settings: Settings) -> tuple[str, Sequence[Fault]]:
-    env = subject.make("test")
-    size = min(settings.tasks, env.world.sizes["test"])
+    env = subject.make_held_out("test")
+    size = min(settings.tasks, env.world.sizes[env.split])
     measured, faults = [], []
     for name, choose in play.PLAYERS.items():
         wins = total = without = 0
@@ -43,7 +43,7 @@ async def check(subject: Subject, settings: Settings) -> tuple[str, Sequence[Fau
             faults.append(
                 Fault(f"the random player wins {rate(wins, total)}, more than {settings.random_limit:g}")
             )
-    await env.aclose()
+    await play.closed(env)
     return "; ".join(measured), _few(faults)
 
 

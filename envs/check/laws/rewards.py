@@ -16,7 +16,7 @@ CLAIM = "rewards are finite numbers"
 
 
 async def check(subject: Subject, settings: Settings) -> tuple[str, Sequence[Fault]]:
-    env, lowest, highest, count = subject.make("val"), 0.0, 0.0, 0
+    env, lowest, highest, count = subject.make_held_out("val"), 0.0, 0.0, 0
     odd: list[str] = []
     texts = answers(0, 400)
     form = form_of((await winning(env, env.task_spec(0)))[-1:])
@@ -26,7 +26,7 @@ async def check(subject: Subject, settings: Settings) -> tuple[str, Sequence[Fau
         drawn = stable_hash(env.world.task.index, turn)
         return Action(form.say(texts[drawn % len(texts)]) if drawn % 3 else texts[drawn % len(texts)])
 
-    for index in play.within(range(min(settings.tasks, env.world.sizes["val"])), settings.seconds, 4):
+    for index in play.within(range(min(settings.tasks, env.world.sizes[env.split])), settings.seconds, 4):
         for choose in (*play.PLAYERS.values(), chatter):
             task = env.task_spec(index)
             try:
@@ -37,7 +37,7 @@ async def check(subject: Subject, settings: Settings) -> tuple[str, Sequence[Fau
                 return "", [Fault(f"the reward is {odd[0]}, not a number", task.split, index)]
             count += done.turns
             lowest, highest = min(lowest, *done.rewards), max(highest, *done.rewards)
-    await env.aclose()
+    await play.closed(env)
     return f"{count} steps, rewards from {lowest:g} to {highest:g}", []
 
 

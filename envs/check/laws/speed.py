@@ -34,7 +34,7 @@ async def check(subject: Subject, settings: Settings) -> tuple[str, Sequence[Fau
             steps.append(time.perf_counter() - began)
             if result.terminated or result.truncated:
                 break
-    await env.aclose()
+    await play.closed(env)
     reset, step = statistics.median(resets), statistics.median(steps)
     faults = [
         Fault(f"{name}() takes {seconds:.1f} s, the limit is {settings.step_seconds:g} s", "train", 0)
@@ -57,5 +57,5 @@ async def _weight(subject: Subject) -> float:
         await play.reset(env, env.task_spec(number % min(8, env.world.sizes["train"])))
     weight = (level()["resident memory"] - before) / ENVS
     for env in envs:
-        await env.aclose()
+        await play.closed(env)
     return max(0.0, weight)

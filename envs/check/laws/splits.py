@@ -45,7 +45,7 @@ async def check(subject: Subject, settings: Settings) -> tuple[str, Sequence[Fau
         measured.append(f"{len(shared)} observations in two splits, of worlds that differ in what is hidden")
     elif same:
         measured.append(f"{len(shared)} in two splits")
-    await env.aclose()
+    await play.closed(env)
     return "; ".join(measured), faults
 
 

@@ -39,7 +39,7 @@ async def check(subject: Subject, settings: Settings) -> tuple[str, Sequence[Fau
     reference: Traces = {}
     for task in play.within(wanted, settings.seconds / 4, 4):
         reference[task] = await play.trace(env, task)
-    await env.aclose()
+    await play.closed(env)
     tasks = list(reference)
 
     ways = ["another order"]
@@ -85,7 +85,7 @@ async def _another_order(subject: Subject, tasks: list[TaskSpec]) -> Traces:
             await play.reset(env, tasks[number])
             await play.step(env, await play.null(env, 0))
             found[task] = await play.trace(env, task)
-    await env.aclose()
+    await play.closed(env)
     return found
 
 
@@ -98,7 +98,7 @@ async def _interleaved(subject: Subject, tasks: list[TaskSpec]) -> Traces:
         for task in waiting:
             await asyncio.sleep(0)
             found[task] = await play.trace(env, task)
-        await env.aclose()
+        await play.closed(env)
 
     await asyncio.gather(*(work() for _ in range(min(8, len(tasks)))))
     return found
@@ -120,7 +120,7 @@ def _threaded(subject: Subject, tasks: list[TaskSpec]) -> Traces:
                 with lock:
                     if found.setdefault(task, trace) != trace:
                         found[task] = [("what another thread saw", number)]
-            await env.aclose()
+            await play.closed(env)
 
         try:
             asyncio.run(all_of_them())
