@@ -50,15 +50,16 @@ def list_() -> None:
     table = Table("id", "from", "runs", "what it is")
     mends: list[str] = []  # outside of the table, which would cut a command in two
     for env_id, entry in registered().items():
+        shown, source = env_id.replace("[", r"\["), entry.source.replace("[", r"\[")
         try:
             cls = entry.cls()
         except MissingExtra as missing:
             mends.append(f"{env_id}: {missing}")
-            table.add_row(env_id, entry.source, "-", "not installed, see below")
+            table.add_row(shown, source, "-", "not installed, see below")
         except Exception as error:  # someone else's package may break in its own way; the list goes on
-            table.add_row(env_id, entry.source, "-", f"broken: {error}".replace("[", r"\["))
+            table.add_row(shown, source, "-", f"broken: {error}".replace("[", r"\["))
         else:
-            table.add_row(env_id, entry.source, cls.runs, _first_line(cls).replace("[", r"\["))
+            table.add_row(shown, source, cls.runs, _first_line(cls).replace("[", r"\["))
     Console().print(table)
     for mend in mends:
         typer.echo(mend)

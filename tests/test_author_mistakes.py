@@ -285,7 +285,7 @@ HALF = r"mistakes/Odd-v0: the observation holds half of a surrogate pair, '\\ud8
 
 def odd(**methods: Any) -> Any:
     """An environment with these attributes, made."""
-    register("mistakes/Odd-v0", type("Odd", (Leaves,), methods))
+    register("mistakes/Odd-v0", type("Odd", (Leaves,), {"leave": lambda self, method: None, **methods}))
     return make("mistakes/Odd-v0")
 
 
@@ -348,7 +348,7 @@ SIZES = {"train": 5, "val": 5, "test": 5}
 @pytest.mark.parametrize(
     ("sizes", "words"),
     [
-        ({"train": 5, "val": 5}, "sizes says how many tasks each of train, val, test has, not {'train': 5, 'val': 5}: "),
+        ({"train": 5, "val": 5}, "sizes says how many tasks each of train, val, test has, not {'train': 5, 'val': 5}"),
         ({**SIZES, "dev": 5}, "sizes says how many tasks each of train, val, test has, not "),
         (100, "sizes says how many tasks each of train, val, test has, not 100: write sizes = {'train': 1000, "),
         ({**SIZES, "train": 0}, "sizes['train'] is a whole number from 1 on, not 0"),

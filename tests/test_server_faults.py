@@ -195,3 +195,20 @@ def test_a_password_in_a_url_is_refused_and_not_repeated(url, engine, capfd, tmp
 )
 def test_an_at_elsewhere_is_no_user(url, base, model):
     assert split_url(url) == (base, model)
+
+
+def test_wrappers_and_recipes_keep_secrets_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gymrl.envs.wrappers.models import ChatModel
+    from gymrl.rl.recipes import RecipeError, load
+
+    for make, fault in (
+        (lambda url: ChatModel(url + "#critic"), ValueError),
+        (lambda url: load("quickstart", ["engine.kind=vllm-server", f"engine.url={url}"]), RecipeError),
+    ):
+        with pytest.raises(fault, match="holds a user or a password") as told:
+            make("http://me:secret@127.0.0.1:8000/v1")
+        assert "secret" not in str(told.value)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-abc\nSECRET")
+    with pytest.raises(ValueError, match="the key in OPENAI_API_KEY holds") as told:
+        ChatModel("http://127.0.0.1:8000/v1#critic")
+    assert "SECRET" not in str(told.value)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import os
-import re
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -22,10 +20,10 @@ from gymrl.agents.engines.base import EngineFault, Sampling
 from gymrl.agents.parsers import parse_action
 from gymrl.agents.players import ContextFull, Generator, Job, Said
 from gymrl.agents.records import Stop
+from gymrl.envs import servers
 from gymrl.envs.records import Action, Message, Observation, Tool, ToolCall, stable_hash
 from gymrl.envs.workers import EnvHandle
 
-KEY = "OPENAI_API_KEY"
 TRIES = 6
 GIVE_UPS = 3
 """After so many requests in a row that were given up, the server counts as gone and nobody waits for it again."""
@@ -35,11 +33,8 @@ def split_url(url: str) -> tuple[str, str]:
     """The API's base URL (ends in /v1 unless another path was given) and the model behind `#` ('' without)."""
     base, model = urldefrag(url)
     base = base.rstrip("/")
-    if _names_user(url):  # before anything repeats the URL
-        raise EngineFault(
-            "a server's URL holds a user or a password (what stands before the @), which every record of a run would "
-            f"show: write http://HOST:PORT/v1#MODEL and set {KEY} to what the server asks for"
-        )
+    if servers.names_user(url):  # before anything repeats the URL
+        raise EngineFault(servers.USER)
     try:
         parsed = httpx.URL(base)
     except httpx.InvalidURL as error:
@@ -49,27 +44,12 @@ def split_url(url: str) -> tuple[str, str]:
     return (base if parsed.path.strip("/") else f"{base}/v1"), model
 
 
-def _names_user(url: str) -> bool:
-    """Whether there is an @ where a user is written. A password may hold /, ? and #, which end the host for whoever
-    reads the URL: what is left before them is then no port."""
-    rest = url.partition("://")[2]
-    host = re.split("[/?#]", rest, maxsplit=1)[0]
-    return "@" in host or ("@" in rest and not _HOST.fullmatch(host))
-
-
-_HOST = re.compile(r"([^:\[\]]+|\[[^\[\]]*\])(:\d+)?")
-
-
 def headers() -> dict[str, str]:
-    """The key from the environment, if there is one. Raises EngineFault for one that no header takes: what is said
-    where it would be sent shows it."""
-    key = os.environ.get(KEY, "").strip()
-    if key and not re.fullmatch("[!-~]+", key):
-        raise EngineFault(
-            f"the key in {KEY} holds a space, a line break or a character that is not ASCII: set it again to the key "
-            "alone, in one line"
-        )
-    return {"Authorization": f"Bearer {key}"} if key else {}
+    """The key from the environment, if there is one. Raises EngineFault for one that no header takes."""
+    try:
+        return servers.headers()
+    except ValueError as error:
+        raise EngineFault(str(error)) from None
 
 
 def served_models(base: str, timeout: float = 10.0) -> list[dict[str, Any]]:
@@ -339,7 +319,7 @@ def _retry_after(response: httpx.Response, wait: float) -> float:
 
 
 def _refused(base: str) -> str:
-    return f"{base} refused the key: set {KEY} to one that it takes"
+    return f"{base} refused the key: set {servers.KEY} to one that it takes"
 
 
 def _cause(error: Exception) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import os
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urldefrag
 
 import httpx
 
+from gymrl.envs import servers
 from gymrl.envs.gym import EnvironmentFault
 from gymrl.envs.records import Message
 
@@ -22,6 +22,9 @@ class ChatModel:
 
     def __init__(self, url: str, max_tokens: int = 256, timeout: float = 60.0) -> None:
         base, self.name = urldefrag(url)
+        if servers.names_user(url):
+            raise ValueError(servers.USER)
+        servers.headers()
         if not base.startswith(("http://", "https://")) or not self.name:
             raise ValueError(f"{url!r} is no model's address: write http://HOST:PORT/v1#MODEL")
         base = base.rstrip("/")
@@ -35,11 +38,8 @@ class ChatModel:
             "model": self.name, "messages": [_openai(message) for message in messages], "temperature": 0.0,
             "max_tokens": self.max_tokens, "seed": seed % 2**31,
         }  # fmt: skip
-        key = os.environ.get("OPENAI_API_KEY", "").strip()
         trouble = ""
-        async with httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=self.timeout
-        ) as client:
+        async with httpx.AsyncClient(headers=servers.headers(), timeout=self.timeout) as client:
             for attempt in range(TRIES):
                 try:
                     response = await client.post(f"{self.base}/chat/completions", json=body)

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from gymrl.envs.servers import USER, names_user
 from gymrl.rl.choices import Adapter
 from gymrl.rl.recipes.models import (
     CurriculumSection,
@@ -41,6 +42,8 @@ def check(recipe: Recipe, kept: Collection[str] = ()) -> None:
             "sft.data is what the stage sft learns from, or RL beside its rollouts: add sft to `stages`, set "
             "rl.sft_weight, or leave it out"
         )
+    if names_user(recipe.engine.url):
+        raise ValueError(f"engine.url: {USER}")
     if "es" in recipe.stages and recipe.learner.trainable.name in ("half", "lisa"):
         raise ValueError(
             f"learner.trainable={recipe.learner.trainable.name} freezes parameters of a gradient's step, and es has "
