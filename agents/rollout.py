@@ -49,7 +49,9 @@ class RolloutSettings:
 
 
 class _Broken(Exception):
-    """The environment raised, or missed its deadline; the text is the episode's reason."""
+    """The environment raised, or missed its deadline; the text is the episode's reason. turn: what it broke over."""
+
+    turn: Turn | None = None
 
 
 class _Guarded:
@@ -179,6 +181,7 @@ async def play(
         ending, reason = "truncated", "context"
         closing = observation.messages
     except _Broken as broken:
+        turns += [broken.turn] if broken.turn is not None else []
         return invalid(str(broken)), True
     except EngineFault as error:
         return invalid(f"engine: {error}"), False
@@ -203,20 +206,27 @@ async def _turn(
 ) -> tuple[Turn, Observation, tuple[Ending, str] | None]:
     said: Said = await player.act(observation, env)
     began = time.perf_counter()
-    result = await env.step(said.action)
+
+    def turn_of(reward: float, void: bool, info: dict[str, Any]) -> Turn:
+        return Turn(
+            observation.messages, said.text, said.action.tool_calls, said.prompt_ids, said.completion_ids,
+            said.logprobs, said.versions, said.segment, said.stop, reward, void,
+            {"generate": said.seconds, "environment": time.perf_counter() - began}, info,
+        )  # fmt: skip
+
+    try:
+        result = await env.step(said.action)
+    except _Broken as broken:
+        broken.turn = turn_of(0.0, False, {"broken": True})  # its author wants to see it; it counts for nothing
+        raise
     info = dict(result.info)
-    void = bool(info.pop("void"))
-    turn = Turn(
-        observation.messages, said.text, said.action.tool_calls, said.prompt_ids, said.completion_ids, said.logprobs,
-        said.versions, said.segment, said.stop, result.reward, void,
-        {"generate": said.seconds, "environment": time.perf_counter() - began}, info,
-    )  # fmt: skip
+    turn = turn_of(result.reward, bool(info.pop("void")), info)
     end: tuple[Ending, str] | None = None
     if result.terminated:
         end = ("terminated", "")
     elif result.truncated:
         end = ("truncated", str(info.get("cut", "environment")))
-    elif void and settings.void_ends:
+    elif turn.void and settings.void_ends:
         end = ("terminated", "void")
     elif said.stop == "context":
         end = ("truncated", "context")

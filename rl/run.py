@@ -103,7 +103,12 @@ def open_pool(recipe: Recipe) -> EnvPool:
     for stage in c.stages if c is not None else ():
         if isinstance(stage, dict):
             EnvPool(recipe.env.id, {**recipe.env.params, **stage}).close()
-    return EnvPool(recipe.env.id, recipe.env.params, recipe.env.workers)
+    pool = EnvPool(recipe.env.id, recipe.env.params, recipe.env.workers)
+    for split in (recipe.eval.split, *["val"] * bool(recipe.eval.every)):
+        if not pool.template.world.sizes[split]:
+            pool.close()
+            raise ValueError(f"{recipe.env.id} has no tasks in {split}: give it some, or take another eval.split")
+    return pool
 
 
 class Run:

@@ -247,3 +247,12 @@ def test_preferences_of_nothing_end_the_run_and_a_resumed_one_samples_anew(tmp_p
         assert json.loads((run / "summary.json").read_text())["status"] == "failed"
     episodes = list(read_jsonl(run / "episodes" / "preference" / "000000.jsonl"))
     assert len(episodes) == 6 and not (run / "policy").exists()
+
+
+def test_a_split_without_tasks_is_told_before_anything_is_played(tmp_path, monkeypatch):
+    monkeypatch.setattr(Coin, "sizes", {"train": 8, "val": 4, "test": 0})
+    with pytest.raises(ValueError, match=r"has no tasks in test: give it some, or take another eval\.split"):
+        train("quickstart", [*SMALL, "env.id=toy/Coin-v0"], None, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    small = [*SMALL, "env.id=toy/Coin-v0", "eval.split=val", 'stages=["rl"]']
+    assert train("quickstart", small, None, tmp_path / "run") == 0
