@@ -440,3 +440,21 @@ async def test_the_next_run_sees_nothing_of_what_was_done_to_a_folder(deed: str)
             assert fresh and after == fresh, (folder, after)
         assert after.partition(" ")[2] == fresh.partition(" ")[2], (folder, after)
     await box.close()
+
+
+async def test_a_folder_that_holds_no_more_files_ends_no_worker() -> None:
+    fill = (
+        "made = 0\ntry:\n    while True:\n        open(str(made), 'w').close()\n        made += 1\n"
+        "except OSError:\n    print(made)"
+    )
+    try:
+        sandbox = open_sandbox("namespaces", workers=1)
+    except SandboxUnavailable as unavailable:
+        pytest.skip(str(unavailable))
+    for _ in range(3):
+        for _ in range(2):  # the second has the folders of the first, which are older than a tick of the clock
+            assert (await sandbox.run("print(1)")).stdout == "1\n"
+            await asyncio.sleep(0.02)
+        assert int((await sandbox.run(fill, timeout=30.0)).stdout) > 1000
+    assert (await sandbox.run("import os; print(os.listdir('.'))")).stdout == "[]\n"
+    await sandbox.close()

@@ -150,7 +150,9 @@ class Tier:
         """A run is over, and all its processes are: the next one gets other folders, or the same ones where the run has
         left nothing in them, not even the time at which it looked into them or a gap in the numbers of files."""
         if self.settled:
-            (one, two), self.stamps = self.stamps, (stamp(self.work), stamp(self.temporary))
+            (one, two), self.stamps = self.stamps, ()
+            with contextlib.suppress(OSError):  # where no file can be made any more the run has left many
+                self.stamps = stamp(self.work), stamp(self.temporary)
             if self.stamps == ((*one[:2], one[2] + 1), (*two[:2], two[2] + 1)):
                 return
         self.used()
