@@ -99,6 +99,12 @@ def _check_options(name: str, engine: str, max_context: int | None, dtype: str |
                 )
 
 
+def serving_engine(name: str, engine: str) -> str:
+    """The engine that serves a policy of that name; '' where none of ours does: scripted ones, chat servers."""
+    ours = name not in ScriptedAgent.KINDS and (not is_url(name) or engine == "vllm-server")
+    return engine if ours else ""
+
+
 def is_url(name: str) -> bool:
     return re.match(r"https?://", name, re.IGNORECASE) is not None
 
@@ -247,7 +253,8 @@ def _joined_server(
     source = str(chosen.get("root") or chosen["id"])
     window = chosen.get("max_model_len")
     limit = min(max_context or 4096, int(window)) if window else max_context
-    return _served(url, source, "vllm-server", sampling, limit, slots, dtype, base.removesuffix("/v1"))
+    name = f"{base}#{chosen['id']}"  # another model may be behind the same URL tomorrow
+    return _served(name, source, "vllm-server", sampling, limit, slots, dtype, base.removesuffix("/v1"))
 
 
 def _first_line(error: BaseException) -> str:

@@ -79,11 +79,6 @@ def evaluate(
     tasks = [pool.task(split, index) for index in range(first, first + n)]
     jobs = ev.evaluation_jobs(tasks, samples, seed, greedy)
     sampling = Sampling(temperature, top_p, top_k, max_tokens)
-    about = {
-        "env": env, "params": json.loads(tasks[0].params), "split": split, "policy": policy, "seed": seed,
-        "temperature": 0.0 if greedy else temperature, "top_p": top_p, "top_k": top_k, "max_tokens": max_tokens,
-        "max_turns": max_turns, **served_by(policy, engine, max_context, dtype),
-    }  # fmt: skip
     slots = min(concurrency, len(jobs))
     if out is not None:
         collection.require_new(out)
@@ -97,7 +92,13 @@ def evaluate(
         nonlocal done
         try:
             if out is not None:
-                begun = collection.begin(out, jobs, {**about, "policy": opened.agent.name})
+                about = {
+                    "env": env, "params": json.loads(tasks[0].params), "split": split, "policy": opened.agent.name,
+                    "seed": seed, "temperature": 0.0 if greedy else temperature, "top_p": top_p, "top_k": top_k,
+                    "max_tokens": max_tokens, "max_turns": max_turns,
+                    **served_by(policy, engine, max_context, dtype),
+                }  # fmt: skip
+                begun = collection.begin(out, jobs, about)
                 done = begun.done
                 going_on(done, jobs)
             with progress(f"{policy} on {env}", len(jobs)) as watch:
@@ -137,10 +138,10 @@ def evaluate(
 
 def served_by(policy: str, engine: str, max_context: int | None, dtype: str | None) -> dict[str, Any]:
     """What the answers of a policy follow from besides its name: episodes of other ones are not of the same policy."""
-    from gymrl.agents.policies import policy_digest
+    from gymrl.agents.policies import policy_digest, serving_engine
 
-    digest = policy_digest(policy)
-    return {"digest": digest, "engine": engine if digest else "", "max_context": max_context, "dtype": dtype}
+    served = {"engine": serving_engine(policy, engine), "max_context": max_context, "dtype": dtype}
+    return {"digest": policy_digest(policy), **served}
 
 
 def going_on(done: Sequence[Any], jobs: Sequence[Any]) -> None:

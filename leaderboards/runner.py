@@ -16,7 +16,7 @@ from pathlib import Path
 from gymrl.agents.episodes import jsonl_line, read_jsonl, write_jsonl
 from gymrl.agents.evaluation import evaluation_jobs, summarise
 from gymrl.agents.players import Agent
-from gymrl.agents.policies import open_policy, policy_digest
+from gymrl.agents.policies import open_policy, policy_digest, serving_engine
 from gymrl.agents.records import Episode
 from gymrl.agents.rollout import RolloutSettings, rollout
 from gymrl.envs.workers import EnvPool
@@ -53,7 +53,8 @@ def run_suite(
         dtype=dtype,
     )
     name = opened.agent.name
-    player = [name, digest, engine if digest else "", dtype or "", str(max_context or "")]
+    served = serving_engine(policy, engine)
+    player = [name, digest, served, dtype or "", str(max_context or "")]
     key = hashlib.blake2b("\n".join([suite.hash, *player]).encode(), digest_size=6).hexdigest()
     partial = folder / f"{_slug(policy)}-{key}.partial"
 
@@ -77,7 +78,7 @@ def run_suite(
         env_version=suite.env_version,
         policy=name,
         policy_digest=digest,
-        engine=engine if digest else "",
+        engine=served,
         dtype=dtype or "",
         max_context=max_context,
         command=command,

@@ -466,3 +466,12 @@ async def test_an_unanswered_tool_call_is_closed_before_the_user_speaks(serve: A
     assert server.requests[-1]["messages"][-1]["content"][1]["image_url"]["url"].startswith(
         "data:image/png;base64,"
     )
+
+
+def test_the_engine_belongs_to_what_a_policy_is_where_one_of_ours_serves_it():
+    from gymrl.agents.policies import serving_engine
+
+    for name in ("folder/of/a/checkpoint", "OWNER/MODEL"):
+        assert serving_engine(name, "vllm") == "vllm" != serving_engine(name, "transformers")
+    assert serving_engine("http://host", "vllm-server") == "vllm-server"
+    assert serving_engine("http://host", "transformers") == serving_engine("oracle", "transformers") == ""

@@ -417,6 +417,13 @@ async def test_a_session_that_is_tampered_with_goes_on_or_starts_afresh(backend:
         await other.close()
 
 
+def one_worker() -> Sandbox:
+    try:
+        return open_sandbox("namespaces", workers=1)
+    except SandboxUnavailable as unavailable:
+        pytest.skip(str(unavailable))
+
+
 @pytest.mark.parametrize(
     "deed",
     ["os.listdir('.')", "os.mkdir('d'); os.rmdir('d')", "os.chmod('.', 0o700)", "os.utime('.', (1, 1))",
@@ -428,10 +435,7 @@ async def test_the_next_run_sees_nothing_of_what_was_done_to_a_folder(deed: str)
         "print(os.fstat(os.open('.', os.O_TMPFILE | os.O_RDWR)).st_ino, os.stat('.').st_mode, os.listxattr('.'), "
         "os.stat('.').st_mtime > 1)"
     )
-    try:
-        box = open_sandbox("namespaces", workers=1)
-    except SandboxUnavailable as unavailable:
-        pytest.skip(str(unavailable))
+    box = one_worker()
     fresh = (await box.run(f"import os; {look}")).stdout
     for folder in ("/work", "/tmp"):
         done = await box.run(f"import os; os.chdir({folder!r}); {deed}")
@@ -447,14 +451,11 @@ async def test_a_folder_that_holds_no_more_files_ends_no_worker() -> None:
         "made = 0\ntry:\n    while True:\n        open(str(made), 'w').close()\n        made += 1\n"
         "except OSError:\n    print(made)"
     )
-    try:
-        sandbox = open_sandbox("namespaces", workers=1)
-    except SandboxUnavailable as unavailable:
-        pytest.skip(str(unavailable))
+    box = one_worker()
     for _ in range(3):
         for _ in range(2):  # the second has the folders of the first, which are older than a tick of the clock
-            assert (await sandbox.run("print(1)")).stdout == "1\n"
+            assert (await box.run("print(1)")).stdout == "1\n"
             await asyncio.sleep(0.02)
-        assert int((await sandbox.run(fill, timeout=30.0)).stdout) > 1000
-    assert (await sandbox.run("import os; print(os.listdir('.'))")).stdout == "[]\n"
-    await sandbox.close()
+        assert int((await box.run(fill, timeout=30.0)).stdout) > 1000
+    assert (await box.run("import os; print(os.listdir('.'))")).stdout == "[]\n"
+    await box.close()

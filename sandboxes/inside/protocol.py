@@ -10,7 +10,7 @@ import _socket
 import struct
 
 Socket = _socket.socket
-"""The module `socket` makes every fork of a worker dearer by a tenth, for names of constants."""
+"""Not the module `socket`, most of which is names of constants: a worker without it is smaller to fork."""
 pair = _socket.socketpair
 MSG_DONTWAIT, SOL_SOCKET, SCM_RIGHTS = _socket.MSG_DONTWAIT, _socket.SOL_SOCKET, _socket.SCM_RIGHTS
 

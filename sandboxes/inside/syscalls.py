@@ -28,7 +28,7 @@ MNT_DETACH = 2
 AT_FDCWD, AT_EMPTY_PATH, AT_RECURSIVE = -100, 0x1000, 0x8000
 OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC, MOVE_MOUNT_F_EMPTY_PATH = 1, os.O_CLOEXEC, 4
 PR_GET_DUMPABLE = 3
-SIGKILL, SIGCONT, SIGSTOP = 9, 18, 19  # the module `signal` is as large as the rest of a worker together
+SIGKILL, SIGCONT, SIGSTOP = 9, 18, 19  # here, since a worker without the module `signal` is smaller to fork
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 36, 38
 
 
