@@ -1,10 +1,12 @@
 """Generated tokens/s of the whole rollout loop over the raw engine's on the same prompts and seeds.
 
     python benchmarks/rollout.py [--engine transformers|vllm] [--concurrency 16 64]
-                                    [--repeats 5] [--pace 2 lockstep free]
+                                    [--repeats 5] [--pace 2 lockstep free] [--seats 1 1.5]
 
 The loop plays episodes of the quickstart environment (sandbox, rendering, episode records and all). Its requests are
-recorded and given to the engine again, at the same concurrency, with nothing else around.
+recorded and given to the engine again, at the same concurrency, with nothing else around. A concurrency is the number
+of requests that the engine runs at once, in the loop as without it. `--seats` says how many episodes are played for
+each: with more than one the engine has others to go on with while an episode is in its environment.
 """
 
 from __future__ import annotations
@@ -33,17 +35,20 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--pace", nargs="+", default=["2", "lockstep", "free"], help="see engine.pace")
+    parser.add_argument("--seats", type=float, nargs="+", help="1 1.5 for vllm, else 1")
     args = parser.parse_args()
+    args.seats = args.seats or ([1, 1.5] if args.engine == "vllm" else [1])
     recipe = quickstart()
     folder = warm_policy(recipe)
     e = recipe.engine
-    engine = open_engine(
-        EngineSettings(args.engine, folder, "", e.max_context, e.slots, e.dtype, e.memory_gb)
-    )
     with asyncio.Runner() as loop:
         for concurrency in args.concurrency:
+            slots = concurrency if max(args.seats) > 1 else e.slots
+            engine = open_engine(
+                EngineSettings(args.engine, folder, "", e.max_context, slots, e.dtype, e.memory_gb)
+            )
             loop_speed(loop, engine, folder, recipe, concurrency, args)
-        loop.run(engine.close())
+            loop.run(engine.close())
 
 
 def loop_speed(loop, engine, folder, recipe, concurrency, args) -> None:
@@ -61,9 +66,9 @@ def loop_speed(loop, engine, folder, recipe, concurrency, args) -> None:
     loop.run(rollout(jobs, agent, pool, RolloutSettings(concurrency, "free")))
     engine.generate = serve
 
-    def whole(pace: int | str) -> float:
+    def whole(seats: int, pace: int | str) -> float:
         began = time.perf_counter()
-        episodes = loop.run(rollout(jobs, agent, pool, RolloutSettings(concurrency, pace)))
+        episodes = loop.run(rollout(jobs, agent, pool, RolloutSettings(seats, pace)))
         return sum(episode.tokens for episode in episodes) / (time.perf_counter() - began)
 
     async def bare() -> int:
@@ -81,13 +86,18 @@ def loop_speed(loop, engine, folder, recipe, concurrency, args) -> None:
         began = time.perf_counter()
         return loop.run(bare()) / (time.perf_counter() - began)
 
-    paces = [int(pace) if pace.isdigit() else pace for pace in args.pace]
-    speed = alternate({"raw": raw, **{str(pace): partial(whole, pace) for pace in paces}}, args.repeats)
-    found = ", ".join(f"{name} {value / speed['raw']:.2f}" for name, value in speed.items() if name != "raw")
-    print(
-        f"{args.engine}, {concurrency} at once: raw engine {speed['raw']:.0f} tokens/s; loop by pace: {found} of it",
-        flush=True,
-    )
+    runs = {"raw": raw}
+    for factor in args.seats:
+        seats = round(factor * concurrency)
+        for pace in args.pace:
+            runs[f"{seats} episodes, pace {pace}"] = partial(
+                whole, seats, int(pace) if pace.isdigit() else pace
+            )
+    speed = alternate(runs, args.repeats)
+    print(f"{args.engine}, {concurrency} at once: raw engine {speed['raw']:.0f} tokens/s; the loop over it:")
+    for name, value in speed.items():
+        if name != "raw":
+            print(f"  {name}: {value / speed['raw']:.2f}", flush=True)
     loop.run(pool.aclose())
 
 

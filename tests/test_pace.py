@@ -13,10 +13,10 @@ from gymrl.agents.engines.pace import Pace, Paces
 Trace = list[tuple[int, tuple[tuple[int, int], ...]]]
 
 
-def simulate(lengths: list[list[int]], delays: list[int], lag: int) -> Trace:
+def simulate(lengths: list[list[int]], delays: list[int], lag: int, slots: int = 99) -> Trace:
     """Which (seat, turn) joined which step, where seat s's turns take `lengths[s]` steps each, and its environment
     answers after the next of `delays` in ticks of a clock that the engine does not see."""
-    paces: Paces[tuple[int, int]] = Paces(threading.Condition())
+    paces: Paces[tuple[int, int]] = Paces(threading.Condition(), slots)
     pace = paces.open(lag)
     clock, nap = 0, iter(delays * 1000)
     comes: dict[int, tuple[int, int]] = {}  # seat -> (when, turn)
@@ -56,12 +56,13 @@ turns = st.lists(st.lists(st.integers(1, 9), max_size=4), min_size=1, max_size=6
 naps = st.lists(st.integers(0, 12), min_size=1, max_size=12)
 
 
-@given(turns, naps, naps, st.integers(1, 5))
+@given(turns, naps, naps, st.integers(1, 5), st.integers(1, 7))
 def test_the_batches_do_not_depend_on_when_environments_answer(
-    lengths: list[list[int]], some: list[int], others: list[int], lag: int
+    lengths: list[list[int]], some: list[int], others: list[int], lag: int, slots: int
 ) -> None:
-    trace = simulate(lengths, some, lag)
-    assert trace == simulate(lengths, others, lag)
+    trace = simulate(lengths, some, lag, slots)
+    assert trace == simulate(lengths, others, lag, slots)
+    assert all(len(batch) <= slots for _, batch in trace)
     steps = [step for step, _ in trace]
     assert steps == sorted(set(steps))
     served = {place for _, batch in trace for place in batch}
@@ -76,12 +77,35 @@ def test_a_seat_is_due_a_lag_after_its_completion_and_others_do_not_wait_for_it(
     ]  # fmt: skip
 
 
+def test_seats_beyond_the_slots_take_turns_and_are_waited_for_only_where_there_is_room() -> None:
+    # Two slots, three seats. Seats 0 and 1 are due again in the fifth step, when seat 2 leaves room for one: seat 0 comes first.
+    trace = simulate([[3, 3], [3, 3], [2]], [0], 2, slots=2)
+    assert [tuple(seat for seat, _ in batch) for _, batch in trace] == [
+        (0, 1), (0, 1), (0, 1), (2,), (0, 2), (0, 1), (0, 1), (1,),
+    ]  # fmt: skip
+    paces: Paces[str] = Paces(threading.Condition(), 1)
+    pace = paces.open(1)
+    pace.enter(0)
+    pace.enter(1)
+    pace.offer(0, "a")  # seat 1 is due too, and late, but there is no room for it
+    assert paces.admit() == ["a"]
+    paces.tick()
+    assert paces.admit() == []
+    pace.done(0)
+    paces.tick()
+    assert paces.admit() is None  # now there is, and seat 1 was due before seat 0
+    pace.offer(0, "b")
+    assert paces.admit() is None
+    pace.offer(1, "c")
+    assert paces.admit() == ["c"]
+
+
 def test_with_nothing_running_no_step_is_waited_for() -> None:
     assert [step for step, _ in simulate([[1, 1]], [0], 5)] == [0, 5]
 
 
 def test_seats_that_left_are_not_waited_for() -> None:
-    paces: Paces[str] = Paces(threading.Condition())
+    paces: Paces[str] = Paces(threading.Condition(), 9)
     pace = paces.open(3)
     for seat in range(3):
         pace.enter(seat)
@@ -102,7 +126,7 @@ def test_seats_that_left_are_not_waited_for() -> None:
 
 
 def test_two_rollouts_keep_a_pace_each() -> None:
-    paces: Paces[str] = Paces(threading.Condition())
+    paces: Paces[str] = Paces(threading.Condition(), 9)
     one, two = paces.open(1), paces.open(1)
     one.enter(0)
     two.enter(0)
@@ -116,4 +140,4 @@ def test_two_rollouts_keep_a_pace_each() -> None:
 
 def test_a_lag_is_a_step_or_more() -> None:
     with pytest.raises(ValueError, match="1 step or more"):
-        Pace(0, threading.Condition())
+        Pace(0, threading.Condition(), 9)

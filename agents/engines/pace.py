@@ -6,6 +6,9 @@ idle while environments work and half empty while the last ones finish. A pace r
 episode at a time) whose request was completed in step s is due again in step s + lag. What comes earlier is held until
 then, and where it comes later the engine waits. Which requests share a step then follows from their lengths, never from
 a clock.
+
+With more seats than the engine runs requests at once, seats that are due queue up, first due first, and the engine waits
+for none that it has no room for: environments work while others generate, and the engine's batch stays full.
 """
 
 from __future__ import annotations
@@ -21,11 +24,12 @@ class Pace(Generic[Item]):
     """The seats of one rollout. `enter`, `leave` and `offer` belong to whoever plays and may come from any thread; the
     engine's thread calls the others, holding `wake`."""
 
-    def __init__(self, lag: int, wake: threading.Condition) -> None:
-        """`lag` is in engine steps, 1 or more. `wake` guards what is here and is notified of what changes."""
+    def __init__(self, lag: int, wake: threading.Condition, slots: int) -> None:
+        """`lag` is in engine steps, 1 or more; `slots` is how many requests run at once. `wake` guards what is here and
+        is notified of what changes."""
         if lag < 1:
             raise ValueError(f"a lag is 1 step or more, not {lag}")
-        self.lag, self.step = lag, 0
+        self.lag, self.slots, self.step = lag, slots, 0
         self._wake = wake
         self._seats: set[int] = set()
         self.closed = False
@@ -60,18 +64,24 @@ class Pace(Generic[Item]):
     # -- the engine ------------------------------------------------------------------------------------
 
     def missing(self) -> bool:
-        """Whether a seat that is due has not offered yet. With nothing running the count jumps to the first that is."""
+        """Whether a seat whose turn it is has not offered yet. With nothing running the count jumps to the first that
+        is due."""
         if self._due and not self._running:
             self.step = max(self.step, min(self._due.values()))
-        return any(due <= self.step and seat not in self._offered for seat, due in self._due.items())
+        return any(seat not in self._offered for seat in self._next())
 
     def admit(self) -> list[Item]:
-        """What is due now, in the order of the seats; ask `missing` before."""
-        seats = sorted(seat for seat, due in self._due.items() if due <= self.step)
+        """What joins now, first due first, then in the order of the seats; ask `missing` before."""
+        seats = self._next()
         for seat in seats:
             del self._due[seat]
             self._running.add(seat)
         return [self._offered.pop(seat) for seat in seats]
+
+    def _next(self) -> list[int]:
+        """The seats that are due now and that there is room for."""
+        queue = sorted((due, seat) for seat, due in self._due.items() if due <= self.step)
+        return [seat for _, seat in queue[: max(0, self.slots - len(self._running))]]
 
     def done(self, seat: int) -> None:
         """The seat's request is completed, or was dropped."""
@@ -96,12 +106,13 @@ class Place(Generic[Item]):
 class Paces(Generic[Item]):
     """The paces of one engine. All but `open` is the engine's, under `wake`."""
 
-    def __init__(self, wake: threading.Condition) -> None:
-        self._wake = wake
+    def __init__(self, wake: threading.Condition, slots: int) -> None:
+        """`slots` is how many requests the engine runs at once."""
+        self._wake, self._slots = wake, slots
         self._open: list[Pace[Item]] = []
 
     def open(self, lag: int) -> Pace[Item]:
-        pace: Pace[Item] = Pace(lag, self._wake)
+        pace: Pace[Item] = Pace(lag, self._wake, self._slots)
         with self._wake:
             self._open.append(pace)
         return pace

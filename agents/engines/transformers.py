@@ -100,7 +100,7 @@ class TransformersEngine(Engine):
         self._running: list[_Running] = []
         self._lock = threading.Condition()
         """Guards the queue; held for moments only, so that the event loop may take it."""
-        self._paces: Paces[_Running] = Paces(self._lock)
+        self._paces: Paces[_Running] = Paces(self._lock, settings.slots)
         self._model_lock = threading.Lock()
         """Held during a forward pass and while weights change."""
         self._paused = self._closed = False

@@ -59,7 +59,7 @@ class VllmCore:
         """All that somebody waits for."""
         self._runs: dict[str, Run] = {}
         """What vLLM has, by the names that it was given."""
-        self._paces: Paces[Run] = Paces(threading.Condition())
+        self._paces: Paces[Run] = Paces(threading.Condition(), settings.slots)
         self._names = itertools.count()
         self._llm = _open_llm(settings, self.max_context)
 
