@@ -142,11 +142,13 @@ class Recorder(Engine):
         await self.engine.close()
 
 
-def tiny_agent(max_context: int = 256, max_tokens: int = 12, fails_at: int | None = None) -> ModelAgent:
+def tiny_agent(
+    max_context: int = 256, max_tokens: int = 12, fails_at: int | None = None, slots: int = 8
+) -> ModelAgent:
     tokenizer = make_tokenizer(TEXTS, 320)
     model = make_model(len(tokenizer), hidden=32, layers=2, heads=2, kv_heads=1, context=256, seed=3)
     model.config._attn_implementation = "gymrl_ragged"
-    engine = TransformersEngine(EngineSettings(max_context=max_context, slots=8), model)
+    engine = TransformersEngine(EngineSettings(max_context=max_context, slots=slots), model)
     renderer = Renderer(tokenizer, [5])  # a second stop id, so that some turns of a random model end early
     return ModelAgent("tiny", Recorder(engine, fails_at), renderer, Sampling(max_tokens=max_tokens))
 
@@ -283,10 +285,13 @@ async def test_every_episode_is_token_exact(pace: Any) -> None:
 
 
 @pytest.mark.parametrize("pace", [1, 2, 5, "lockstep"])
-async def test_what_is_sampled_depends_on_the_jobs_alone(pace: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("slots", [8, 4])  # with 4 some of the 6 episodes wait for the engine
+async def test_what_is_sampled_depends_on_the_jobs_alone(
+    pace: Any, slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def play(naps: float, concurrency: int) -> list[Episode]:
         monkeypatch.setattr(Countdown, "naps", naps)
-        agent, pool = tiny_agent(), EnvPool("test/Countdown-v0")
+        agent, pool = tiny_agent(slots=slots), EnvPool("test/Countdown-v0")
         episodes = await rollout(
             jobs_of(pool, 6, 2), agent, pool, RolloutSettings(concurrency, pace, max_turns=4)
         )
