@@ -70,6 +70,7 @@ def info(env_id: EnvId, split: Split = "train", index: Index = 0, param: Params 
     """Describe one environment: parameters, splits, and a first observation."""
     from gymrl.envs.registry import entry
     from gymrl.envs.registry import parameters as parameters_of
+    from gymrl.envs.wrappers import names
 
     found = entry(env_id)
     cls = found.cls()
@@ -81,12 +82,12 @@ def info(env_id: EnvId, split: Split = "train", index: Index = 0, param: Params 
         for name, parameter in parameters_of(cls).items():
             default = found.defaults.get(name, parameter.default)
             typer.echo(f"  {name} = {'(required)' if default is parameter.empty else repr(default)}")
-        if not parameters_of(cls):
-            typer.echo("  none")
+        if "wrappers" not in parameters_of(cls):
+            typer.echo(f"  wrappers = [] (of {', '.join(names())}, or module:Class)")
         typer.echo(f"tasks: {', '.join(f'{size} {name}' for name, size in world.sizes.items())}")
         typer.echo(f"turns: at most {world.max_turns}")
         typer.echo(f"success: rewards that sum to {world.success_reward:g} or more")
-        typer.echo(f"runs: {cls.runs}")
+        typer.echo(f"runs: {world.runs}")
         handle = run(pool.open())
         observation, _ = run(handle.reset(pool.task(split, index)))
         typer.echo(f"\nthe first observation of {split} task {index}:")
@@ -152,7 +153,7 @@ def _watch(pool: EnvPool, handle: EnvHandle, task: TaskSpec, run: Any) -> None:
 
 @app.command()
 def new(
-    name: Annotated[str, typer.Argument(help="Such as maze or acme/Maze.")],
+    name: Annotated[str, typer.Argument(help="Such as maze, acme/Maze or acme/Maze-v1.")],
     folder: Annotated[Path, typer.Option(help="Where the package's folder is made.")] = Path("."),
 ) -> None:
     """Scaffold a package with an environment of your own and a test that passes."""

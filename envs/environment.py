@@ -90,7 +90,9 @@ class Environment:
 
     def measure_progress(self) -> float:
         """Optional: how far the task has come, from 0 (begun) to 1 (done), for the `progress` wrapper."""
-        raise NotImplementedError(f"{type(self).__name__} does not know its progress: it has no measure_progress()")
+        raise NotImplementedError(
+            f"{type(self).__name__} does not know its progress: it has no measure_progress()"
+        )
 
     def snapshot(self) -> Any:
         """Optional: the world's state as a value that `restore` takes back, for branching."""

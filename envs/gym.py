@@ -7,7 +7,7 @@ import difflib
 import inspect
 import math
 import threading
-from collections.abc import Awaitable, Coroutine, Mapping
+from collections.abc import Awaitable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -40,6 +40,11 @@ class StepResult:
     truncated: bool = False
     info: dict[str, Any] = field(default_factory=dict)
 
+    def __iter__(self) -> Iterator[Any]:
+        raise TypeError(
+            "a StepResult is no tuple: take result.observation, result.reward and so on, or as_return(result)"
+        )
+
     def __reduce__(self) -> tuple[Any, ...]:
         return StepResult, (self.observation, self.reward, self.terminated, self.truncated, self.info)
 
@@ -60,7 +65,10 @@ class GymEnv(gymnasium.Env[Any, Any]):
         params: dict[str, Any],
         split: str = "train",
         render_mode: str | None = None,
+        wrapper: str = "",
     ) -> None:
+        """`wrapper`: the name of the outermost one, for messages: what its world returned has been looked at before."""
+        self._author = f"{env_id} in {wrapper}" if wrapper else env_id
         self.env_id, self.world, self.params, self.split = env_id, world, params, split
         self._check_split(split)
         self._params = TaskSpec.make(env_id, world.version, split, 0, params).params
@@ -109,15 +117,9 @@ class GymEnv(gymnasium.Env[Any, Any]):
         world.task, world.rng = task, task.rng()
         self._turns, self._ended, self._transcript = 0, False, []
         value = await self._called("reset")
-        info: dict[str, Any] = {}
-        if isinstance(value, tuple):
-            if len(value) != 2 or not isinstance(value[1], dict):
-                raise EnvironmentFault(
-                    f"{self.env_id}: reset() returns an observation or (observation, dict)"
-                )
-            value, info = value[0], dict(value[1])
+        first, info = normal_reset(self._author, value)
         offered = _tools(self.env_id, await self._called("tools") or ())
-        observation = with_tools(_observation(self.env_id, value), offered)
+        observation = with_tools(first, offered)
         if not observation.messages:
             raise EnvironmentFault(
                 f"{self.env_id}: reset() returned an observation without a message: return the task's text, or "
@@ -169,10 +171,10 @@ class GymEnv(gymnasium.Env[Any, Any]):
         return result
 
     async def aoracle(self) -> Action:
-        return Action.of(await self._called("oracle"))
+        return self._action("oracle", await self._called("oracle"))
 
     async def arandom(self, rng: Any) -> Action:
-        return Action.of(await self._called("random_action", rng))
+        return self._action("random_action", await self._called("random_action", rng))
 
     async def aclose(self) -> None:
         if not self._closed:
@@ -222,6 +224,13 @@ class GymEnv(gymnasium.Env[Any, Any]):
         except SystemExit as error:
             raise self._left(method, error) from None
 
+    def _action(self, method: str, value: Any) -> Action:
+        try:
+            return Action.of(value)
+        except TypeError:
+            mend = "return a text, or an Action"
+            raise EnvironmentFault(f"{self.env_id}: {method}() returned {_shown(value)}: {mend}") from None
+
     def _undecided(self, known: Any) -> EnvironmentFault:
         if inspect.iscoroutine(known):
             known.close()  # else Python complains that nobody awaited it
@@ -233,15 +242,28 @@ class GymEnv(gymnasium.Env[Any, Any]):
         return EnvironmentFault(f"{self.env_id}: {text}").with_traceback(error.__traceback__)
 
     def _step_result(self, value: Any, void: bool) -> StepResult:
-        result = normal_step(self.env_id, value)
+        result = normal_step(self._author, value)
         result.info["void"] = void  # a dict of its own
         return result
+
+
+def normal_reset(name: str, value: Any) -> tuple[Observation, dict[str, Any]]:
+    """What a `reset` returned, in its one form. Raises EnvironmentFault, which begins with the environment's name."""
+    info: dict[str, Any] = {}
+    if isinstance(value, tuple):
+        if len(value) != 2 or not isinstance(value[1], dict):
+            raise EnvironmentFault(f"{name}: reset() returns an observation or (observation, dict)")
+        value, info = value[0], dict(value[1])
+    return _observation(name, value), info
 
 
 def normal_step(name: str, value: Any) -> StepResult:
     """What a `step` returned, in its one form, with an info dict of its own. Raises EnvironmentFault, which begins
     with the environment's name, for what is no step's value, and for a reward that is no finite number."""
     if not isinstance(value, tuple) or not 3 <= len(value) <= 5:
+        if isinstance(value, StepResult):
+            mend = "return as_return(result), from gymrl.envs.wrappers, or its five values as a tuple"
+            raise EnvironmentFault(f"{name}: step() returned a StepResult, as inner_step() gives it: {mend}")
         came = f"a tuple of {len(value)}" if isinstance(value, tuple) else _shown(value)
         raise EnvironmentFault(f"{name}: step() returned {came}: return {FORMS}")
     told: Any = {}

@@ -16,12 +16,15 @@ from typing import Any
 
 import gymnasium
 
+from gymrl.envs import imports
 from gymrl.envs.blame import told
 from gymrl.envs.environment import Environment
 from gymrl.envs.gym import GymEnv
 from gymrl.envs.records import SPLIT_SHARES
 
 GROUP = "gymrl.envs"
+OURS = "gymrl"
+"""The source of what no installed package has registered."""
 
 
 class UnknownEnvironment(ValueError):
@@ -38,7 +41,7 @@ class EnvEntry:
 
     id: str
     load: Callable[[], type[Environment]]
-    source: str = "gymrl"
+    source: str = OURS
     extra: str | None = None
     defaults: dict[str, Any] = field(default_factory=dict)
 
@@ -49,10 +52,16 @@ class EnvEntry:
         except MissingExtra:  # it names a mend of its own
             raise
         except ImportError as error:
-            mend = f'pip install "gymrl[{self.extra}]"' if self.extra else f"reinstall {self.source}"
+            if isinstance(error, imports.NoModule):
+                raise MissingExtra(f"{self.id} cannot be imported: {error}") from error
+            by_hand = self.source == OURS and not self.id.startswith("gymrl/")
+            mend = "install what it needs, or mend the import" if by_hand else f"reinstall {self.source}"
+            mend = f'pip install "gymrl[{self.extra}]"' if self.extra else mend
             raise MissingExtra(f"{self.id} cannot be imported ({error}): {mend}") from error
         except SystemExit as error:
-            raise ValueError(f"{self.id}: its module raised SystemExit({error.code!r}) as it was imported") from error
+            raise ValueError(
+                f"{self.id}: its module raised SystemExit({error.code!r}) as it was imported"
+            ) from error
         if not (isinstance(cls, type) and issubclass(cls, Environment)):
             raise ValueError(f"{self.id}: {getattr(cls, '__qualname__', repr(cls))} {_NO_ENVIRONMENT}")
         _check_runs(self.id, cls)
@@ -67,7 +76,7 @@ def register(
     env_id: str,
     cls: type[Environment] | str,
     *,
-    source: str = "gymrl",
+    source: str = OURS,
     extra: str | None = None,
     defaults: dict[str, Any] | None = None,
 ) -> None:
@@ -76,7 +85,9 @@ def register(
     Registering an id again replaces it. `defaults` are parameters of the environment; `extra` names the
     extra of ours that installs what it needs. Raises ValueError for an id that Gymnasium does not take.
     """
-    load = partial(_import, env_id, cls) if isinstance(cls, str) else (lambda: cls)
+    load = (
+        partial(_import, env_id, cls, source == OURS and not extra) if isinstance(cls, str) else (lambda: cls)
+    )
     if env_id in gymnasium.registry:
         del gymnasium.registry[env_id]
     try:
@@ -108,12 +119,13 @@ def entry(env_id: str) -> EnvEntry:
     if env_id in entries:
         return entries[env_id]
     near = difflib.get_close_matches(env_id, entries, 1, 0.6)
-    hint = (
-        f"did you mean {near[0]!r}?"
-        if near
-        else "`gymrl envs list` shows what there is; one of your own is there once its package is installed "
-        "(pip install -e FOLDER)"
-    )
+    hint = "`gymrl envs list` shows what there is; one of your own is there once its package is installed "
+    hint += "(pip install -e FOLDER)"
+    if near:
+        hint = f"did you mean {near[0]!r}?"
+    elif ":" in env_id or env_id.endswith(".py"):
+        hint = "an environment has an id, such as acme/Maze-v0, by which its installed package is found: "
+        hint += "`gymrl envs new acme/Maze` makes such a package, for your class to be put into"
     raise UnknownEnvironment(f"unknown environment {env_id!r}: {hint}")
 
 
@@ -126,7 +138,7 @@ def make(env_id: str, *, split: str = "train", render_mode: str | None = None, *
     wrappers = [] if "wrappers" in known else params.pop("wrappers", [])
     for name in params:
         if name not in known and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
-            near = difflib.get_close_matches(name, known, 1, 0.3)
+            near = difflib.get_close_matches(name, [*known, "wrappers"], 1, 0.3)
             hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known) or 'none'}."
             raise ValueError(f"{env_id} has no parameter {name!r}: {hint}")
     hints = hints_of(cls)
@@ -143,30 +155,65 @@ def make(env_id: str, *, split: str = "train", render_mode: str | None = None, *
     try:
         world = cls(**params)
     except SystemExit as error:
-        raise ValueError(f"{env_id}: __init__() raised SystemExit({error.code!r}): raise ValueError") from error
+        raise ValueError(
+            f"{env_id}: __init__() raised SystemExit({error.code!r}): raise ValueError"
+        ) from error
     except TypeError as error:
         if not params:
             raise
         given = ", ".join(f"{name} = {value!r}" for name, value in params.items())
         raise ValueError(f"{env_id} cannot be made with {given}: {error}") from error
+    except AttributeError as error:
+        if error.name in TAKEN and isinstance(error.obj, cls):
+            raise ValueError(
+                f"{env_id}: __init__() asks for self.{error.name}, which is there from reset() on: draw the task there"
+            ) from error
+        raise
+    check_names(env_id, world)
     _check_runs(env_id, world)
-    turns: Any = world.max_turns
-    if isinstance(turns, bool) or not isinstance(turns, numbers.Integral) or turns < 1:
-        raise ValueError(f"{env_id}: max_turns is a whole number from 1 on, not {turns!r}")
+    _check_turns(env_id, world)
     _check_identity(env_id, world)
     if wrappers:
         from gymrl.envs.wrappers import specifications, wrap
 
         params["wrappers"] = specifications(wrappers)
         world = wrap(world, params["wrappers"])
+        _check_turns(f"{env_id} in {params['wrappers'][-1]['name']}", world)
+        return GymEnv(env_id, world, params, split, render_mode, params["wrappers"][-1]["name"])
     return GymEnv(env_id, world, params, split, render_mode)
+
+
+TAKEN = ("task", "rng")
+"""What is set for every episode, before `reset`."""
+_METHODS = tuple(name for name, value in vars(Environment).items() if inspect.isfunction(value))
+
+
+def check_names(name: str, world: Environment) -> None:
+    """Refuse a world that has used names of the contract for something else."""
+    for taken in TAKEN:
+        if taken in getattr(world, "__dict__", ()):
+            raise ValueError(
+                f"{name}: __init__() sets self.{taken}, which is set for every episode: take another name, such as "
+                f"self.{taken}_"
+            )
+    for method in _METHODS:
+        if not callable(found := getattr(world, method)):
+            raise ValueError(f"{name}: {method} is a method, not {found!r}: write def {method}(self, ...)")
+
+
+def _check_turns(env_id: str, world: Environment) -> None:
+    turns: Any = world.max_turns
+    if isinstance(turns, bool) or not isinstance(turns, numbers.Integral) or turns < 1:
+        raise ValueError(f"{env_id}: max_turns is a whole number from 1 on, not {turns!r}")
 
 
 def _check_identity(env_id: str, world: Environment) -> None:
     """Refuse a version or sizes that tasks cannot be named with."""
     version: Any = world.version
     if not isinstance(version, str):
-        raise ValueError(f"{env_id}: version is a text such as \"1\", not {version!r}: write version = \"{version}\"")
+        raise ValueError(
+            f'{env_id}: version is a text such as "1", not {version!r}: write version = "{version}"'
+        )
     sizes: Any = world.sizes
     if not isinstance(sizes, Mapping) or set(sizes) != set(SPLIT_SHARES):
         raise ValueError(
@@ -191,10 +238,11 @@ def parameters(cls: type[Environment]) -> dict[str, inspect.Parameter]:
 _COLLECTING = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-def _import(env_id: str, path: str) -> type[Environment]:
+def _import(env_id: str, path: str, here: bool) -> type[Environment]:
+    """The class at `module:Class`; `here` says that the working directory may hold it, as no package has named it."""
     module, _, name = path.partition(":")
     try:
-        found = importlib.import_module(module)
+        found = imports.load_module(module) if here else importlib.import_module(module)
     except ImportError:
         raise
     except Exception as error:

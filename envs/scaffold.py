@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 _NAME = re.compile(r"(?:([A-Za-z][A-Za-z0-9_-]*)/)?([A-Za-z][A-Za-z0-9_-]*)")
-_VERSION = re.compile(r"-v[0-9]+$")
+_VERSION = re.compile(r"-v([0-9]{1,9})\Z")
 
 
 class ScaffoldError(ValueError):
@@ -18,9 +18,12 @@ class ScaffoldError(ValueError):
 def create_package(name: str, folder: Path) -> Path:
     """Write a package for an environment called `name` into a new folder below `folder`; return that folder.
 
-    `name` is `maze` or `acme/Maze`: the environment's id becomes `maze/Maze-v0` or `acme/Maze-v0`, the package
-    `maze` or `acme-maze`. Raises ScaffoldError for a bad name, an existing folder, and where nothing can be written.
+    `name` is `maze`, `acme/Maze` or `acme/Maze-v3`: the environment's id becomes `maze/Maze-v0`, `acme/Maze-v0` or
+    `acme/Maze-v3`, the package `maze` or `acme-maze`. Raises ScaffoldError for a bad name, an existing folder, and
+    where nothing can be written.
     """
+    versioned = _VERSION.search(name)
+    version = int(versioned[1]) if versioned else 0
     match = _NAME.fullmatch(_VERSION.sub("", name))
     if match is None:
         raise ScaffoldError(
@@ -44,7 +47,7 @@ def create_package(name: str, folder: Path) -> Path:
         "PACKAGE": package,
         "MODULE": module,
         "CLASS": class_name,
-        "ID": f"{namespace or stem}/{class_name}-v0",
+        "ID": f"{namespace or stem}/{class_name}-v{version}",
     }
     try:
         if target.exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -56,6 +57,8 @@ def test_the_example_passes_its_tests_in_forty_lines() -> None:
         ("maze", "maze", "maze/Maze-v0", "Maze"),
         ("acme/WordMaze", "acme-word-maze", "acme/WordMaze-v0", "WordMaze"),
         ("my-word_maze-v0", "my-word-maze", "my-word-maze/MyWordMaze-v0", "MyWordMaze"),
+        ("acme/Maze-v3", "acme-maze", "acme/Maze-v3", "Maze"),
+        ("maze-v012", "maze", "maze/Maze-v12", "Maze"),
     ],
 )
 def test_a_new_package_has_one_entry_point_and_forty_lines(
@@ -66,11 +69,13 @@ def test_a_new_package_has_one_entry_point_and_forty_lines(
     point = entry_point(package)
     assert (point.name, point.attr) == (env_id, cls)
     assert class_lines(package) <= 40
+    texts = [path.read_text() for path in package.rglob("*") if path.suffix in (".py", ".md", ".toml")]
+    assert {found for text in texts for found in re.findall(r"[\w-]+/\w+-v\d+", text)} == {env_id}
     assert not [path for path in package.rglob("*") if path.is_file() and "@" in path.read_text()]
 
 
 def test_a_new_package_passes_its_test(tmp_path: Path) -> None:
-    assert "4 passed" in run_tests(create_package("acme/Maze", tmp_path))
+    assert "4 passed" in run_tests(create_package("acme/Maze-v3", tmp_path))
 
 
 def test_an_installed_package_is_found_by_its_entry_point(tmp_path: Path) -> None:

@@ -218,7 +218,7 @@ def test_a_wrapped_world_can_be_branched() -> None:
         ([{"name": "truncate_observation", "keep": "middle"}], "keeps head, tail, both"),
         ([{"name": "language_feedback", "critic": "bob"}], "write http://HOST:PORT/v1#MODEL"),
         (["image_to_text"], r"no describe_image\(image\)"),
-        ([{"name": "image_to_text", "by": "no.such:thing"}], "cannot import"),
+        ([{"name": "image_to_text", "by": "no.such:thing"}], "cannot be imported"),
     ],
 )
 def test_wrong_wrappers_name_the_mend(wrappers: Any, words: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from gymrl.envs import imports
 from gymrl.envs.adapters import acting, lakes, showing
 from gymrl.envs.adapters.functions import load
 from gymrl.envs.environment import Environment
@@ -196,15 +197,12 @@ class GymnasiumText(Environment):
 def make_env(env_id: str, kwargs: dict[str, Any]) -> gymnasium.Env[Any, Any]:
     """Make it. Raises ValueError for an id that is unknown, which names the nearest, and for wrong arguments;
     MissingExtra where a package it needs is not there."""
+    module, sign, _ = env_id.partition(":")
+    if sign:
+        imports.module_of(f"world = {env_id!r}", module)
     try:
         env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
     except ModuleNotFoundError as error:
-        module, sign, _ = env_id.partition(":")
-        name = getattr(error.__cause__, "name", None) or error.name
-        if sign and name is not None and f"{module}.".startswith(f"{name}."):
-            raise ValueError(
-                f"{env_id!r} names the module {module!r}, which cannot be imported: install it"
-            ) from error
         raise MissingExtra(f"{env_id} needs a package that is not there ({error}): install it") from error
     except gymnasium.error.DependencyNotInstalled as error:
         raise MissingExtra(f"{env_id} needs a package that is not there: {error}") from error

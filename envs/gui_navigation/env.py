@@ -80,7 +80,7 @@ class GuiNavigation(Environment):
             self.pictures = {}
         self.distances = self.graph.distances(self.goal)
         self.shortest = self.distances[self.here] + 1  # complete is an action too
-        self.budget = self._budget(self.shortest - 1, len(self.graph.screens))
+        self.max_turns = self._budget(self.shortest - 1, len(self.graph.screens))
         self.turns, self.arrived = 0, False
         if self.exploration:
             asked = f"Find the screen {self.goal!r}, and say complete there."
@@ -102,8 +102,7 @@ class GuiNavigation(Environment):
             told = f"This is {self.goal!r}: done." if self.arrived else f"This is not {self.goal!r}: failed."
             return self._told(action, told, shown=False), reward, True, False, {"arrived": self.arrived}
         note = self._pressed(press) if isinstance(press, Press) else press or VOID
-        cut = self.turns >= self.budget
-        return self._told(action, note), 0.0, False, cut, {"cut": "max_turns"} if cut else {}
+        return self._told(action, note), 0.0, False
 
     def _pressed(self, press: Press) -> str:
         """Carry a press out; what is to be said about it, where there is anything."""
@@ -246,7 +245,7 @@ class GuiNavigation(Environment):
         self.graph, self.goal = self.errand.graph, self.errand.goal
         self.distances = self.graph.distances(self.goal)
         self.shortest = self.distances[self.errand.start] + 1
-        self.budget = self._budget(self.shortest - 1, len(self.graph.screens))
+        self.max_turns = self._budget(self.shortest - 1, len(self.graph.screens))
 
 
 def _same(name: str, said: str) -> bool:

@@ -14,9 +14,11 @@ import pkgutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gymrl.envs import imports
+from gymrl.envs.blame import where
 from gymrl.envs.environment import Environment
-from gymrl.envs.registry import hints_of, misfit
-from gymrl.envs.wrappers.base import Wrapper, as_return, settled, with_note
+from gymrl.envs.registry import check_names, hints_of, misfit
+from gymrl.envs.wrappers.base import Wrapper, as_return, is_whole, settled, with_note
 
 __all__ = ["Wrapper", "as_return", "names", "settled", "specifications", "with_note", "wrap", "wrapper_class"]
 
@@ -30,17 +32,15 @@ def names() -> tuple[str, ...]:
 
 def wrapper_class(name: str) -> type[Wrapper]:
     """The wrapper of that name, or of `module:Class`. Raises ValueError, which names the nearest one."""
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        if name not in names():
-            near = difflib.get_close_matches(name, names(), 1, 0.4)
-            hint = f"did you mean {near[0]!r}?" if near else f"take {', '.join(names())}, or module:Class"
-            raise ValueError(f"there is no wrapper {name!r}: {hint}")
-        module, attribute = f"{__name__}.{name}", "".join(map(str.capitalize, name.split("_")))
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"the wrapper {name!r} cannot be imported ({error})") from error
+    if ":" in name:
+        found = imports.load(f"the wrapper {name!r}", name, "Class")
+    elif name in names():
+        module = importlib.import_module(f"{__name__}.{name}")
+        found = getattr(module, "".join(map(str.capitalize, name.split("_"))))
+    else:
+        near = difflib.get_close_matches(name, names(), 1, 0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"take {', '.join(names())}, or module:Class"
+        raise ValueError(f"there is no wrapper {name!r}: {hint}")
     if not (isinstance(found, type) and issubclass(found, Wrapper)):
         raise ValueError(f"{name!r} is no wrapper: derive it from gymrl.envs.wrappers.Wrapper")
     return found
@@ -67,33 +67,52 @@ def specifications(wrappers: Any) -> list[dict[str, Any]]:
 
 
 def wrap(world: Environment, wrappers: Sequence[Mapping[str, Any] | str]) -> Environment:
-    """The world in its wrappers, the first innermost. Raises ValueError for a wrong name or option."""
+    """The world in its wrappers, the first innermost. Raises ValueError for a wrong name or option, and for a wrapper
+    of one's own that cannot be made."""
     for table in specifications(wrappers):
         options = {name: value for name, value in table.items() if name != "name"}
-        cls = wrapper_class(table["name"])
-        taken = inspect.signature(cls).parameters
-        known = [name for name in taken if name != "world"]
-        for option in options:
-            if option not in known:
-                near = difflib.get_close_matches(option, known, 1, 0.3)
-                hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known) or 'none'}"
-                raise ValueError(f"the wrapper {table['name']!r} has no option {option!r}: {hint}")
-        for name in known:
-            needed = taken[name].default is inspect.Parameter.empty and taken[name].kind in (
-                inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                inspect.Parameter.KEYWORD_ONLY,
-            )
-            if needed and name not in options:
-                raise ValueError(
-                    f"the wrapper {table['name']!r} needs {name}: write "
-                    f'{{name = "{table["name"]}", {name} = ...}}'
-                )
-        hints = hints_of(cls)
-        for name, value in options.items():
-            if name in hints and (wanted := misfit(value, hints[name])):
-                raise ValueError(f"the wrapper {table['name']!r} takes {wanted} as {name}, not {value!r}")
-        try:
-            world = cls(world, **options)
-        except TypeError as error:
-            raise ValueError(f"the wrapper {table['name']!r} cannot be made: {error}") from error
+        world = _made(f"the wrapper {table['name']!r}", wrapper_class(table["name"]), world, options)
     return world
+
+
+def _made(wrapper: str, cls: type[Wrapper], world: Environment, options: dict[str, Any]) -> Wrapper:
+    given = list(inspect.signature(cls).parameters.values())
+    if not given or given[0].kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD):
+        raise ValueError(f"{wrapper} takes no world: write def __init__(self, world, ...) in {cls.__name__}")
+    taken = {each.name: each for each in given[1:] if each.kind not in _COLLECTING}
+    if all(each.kind is not each.VAR_KEYWORD for each in given):
+        for option in options:
+            if option not in taken:
+                near = difflib.get_close_matches(option, taken, 1, 0.3)
+                hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(taken) or 'none'}"
+                raise ValueError(f"{wrapper} has no option {option!r}: {hint}")
+    for name, wanting in taken.items():
+        if wanting.default is wanting.empty and name not in options:
+            raise ValueError(f"{wrapper} needs {name}: write {{name = {wrapper.split()[-1]}, {name} = ...}}")
+    hints = hints_of(cls)
+    for name, value in options.items():
+        if name in hints and (wanted := misfit(value, hints[name])):
+            raise ValueError(f"{wrapper} takes {wanted} as {name}, not {value!r}")
+    unmade = f"{wrapper} is not made whole: call super().__init__(world) first in {cls.__name__}.__init__()"
+    try:
+        made = cls(world, **options)
+    except TypeError as error:
+        mend = f": call super().__init__(world) in {cls.__name__}.__init__()"
+        mend = mend if "Wrapper.__init__()" in str(error) else ""
+        raise ValueError(f"{wrapper} cannot be made: {error}{_place(error)}{mend}") from error
+    except AttributeError as error:
+        if isinstance(error.obj, cls) and "world" not in vars(error.obj):
+            raise ValueError(unmade) from error
+        raise
+    if not is_whole(made):
+        raise ValueError(unmade)
+    check_names(wrapper, made)
+    return made
+
+
+def _place(error: BaseException) -> str:
+    place = where(error)
+    return f" ({place})" if place else ""
+
+
+_COLLECTING = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

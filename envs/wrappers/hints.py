@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from gymrl.envs.environment import Environment, StepReturn
+from gymrl.envs.gym import EnvironmentFault
 from gymrl.envs.records import Action
 from gymrl.envs.wrappers.base import Wrapper, as_return, core, offers, settled, with_note
 
@@ -54,7 +55,11 @@ class Hints(Wrapper):
         if self.text:
             return self.text
         if self.kind == "hint":
-            return str(await settled(self.world.give_hint()))
+            hint = await settled(self.world.give_hint())
+            if not isinstance(hint, str):
+                name = type(core(self.world)).__name__
+                raise EnvironmentFault(f"{name}: give_hint() returned {hint!r}: return a text"[:300])
+            return hint
         return shown(Action.of(await settled(self.world.oracle())))
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
+import difflib
 import struct
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from gymrl.envs.adapters.functions import load
 from gymrl.envs.environment import Environment, StepReturn
 from gymrl.envs.records import Action, Message, Observation
 from gymrl.envs.wrappers.base import Wrapper, as_return, settled
@@ -40,11 +41,13 @@ class ImageToText(Wrapper):
         elif by.startswith(("http://", "https://")):
             self.model = ChatModel(by, max_tokens)
         elif by != "size":
-            module, _, name = by.partition(":")
-            try:
-                self.describe = getattr(importlib.import_module(module), name)
-            except (ImportError, AttributeError, ValueError) as error:
-                raise ValueError(f"image_to_text cannot import {by!r} ({error})") from error
+            if ":" not in by:
+                near = difflib.get_close_matches(by, ("world", "size"), 1, 0.5)
+                hint = (
+                    f"did you mean {near[0]!r}?" if near else "take world, size, module:function or a model"
+                )
+                raise ValueError(f"image_to_text knows no by = {by!r}: {hint}")
+            self.describe = load("image_to_text's by", by)
 
     async def reset(self) -> Any:
         observation, info = await self.inner_reset()

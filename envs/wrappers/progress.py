@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
 from gymrl.envs.environment import Environment, StepReturn
+from gymrl.envs.gym import EnvironmentFault
 from gymrl.envs.records import Action
 from gymrl.envs.wrappers.base import Wrapper, as_return, core, offers, settled
+
+SLACK = 1e-6
+"""How far rounding may take a world's progress beyond 0 and 1."""
 
 
 class Progress(Wrapper):
@@ -46,4 +51,16 @@ class Progress(Wrapper):
         return as_return(replace(result, reward=reward, info={**result.info, "progress": self.potential}))
 
     async def _measure(self) -> float:
-        return float(await settled(self.world.measure_progress()))
+        value = await settled(self.world.measure_progress())
+        try:
+            progress = float(value)
+        except (TypeError, ValueError):
+            progress = math.nan
+        if not -SLACK <= progress <= 1 + SLACK:
+            name = type(core(self.world)).__name__
+            raise EnvironmentFault(
+                f"{name}: measure_progress() returned {value!r}: return a number from 0 (begun) to 1 (done)"[
+                    :300
+                ]
+            )
+        return progress
