@@ -14,12 +14,16 @@ from gymrl.agents.gates import Gate, gate_for
 from gymrl.agents.players import Agent, ContextFull, Generator, Job, ModelAgent, Player, Said
 from gymrl.agents.records import Ending, Episode, Turn
 from gymrl.envs.blame import told
-from gymrl.envs.deadlines import within
+from gymrl.envs.deadlines import NoTurn, within
 from gymrl.envs.gym import StepResult
+from gymrl.envs.logbook import ProcessLost
 from gymrl.envs.records import Action, Message, Observation, TaskSpec, Tool
 from gymrl.envs.workers import EnvHandle, EnvPool
 
 T = TypeVar("T")
+
+REPLAYS = 5
+"""How often an episode is played again because its worker process was lost over another's call."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,56 @@ class RolloutSettings:
             )
 
 
+Lost = Literal["", "bystander", "suspect"]
+"""Whether an episode broke because its process was lost over another's call, or perhaps over its own, or neither."""
+
+
 class _Broken(Exception):
     """The environment raised, or missed its deadline; the text is the episode's reason. turn: what it broke over."""
 
     turn: Turn | None = None
+
+    def __init__(self, reason: str, lost: Lost = "") -> None:
+        super().__init__(reason)
+        self.lost = lost
+
+
+@dataclass(frozen=True)
+class Played:
+    """What a try came to. broken: the environment can no longer be used."""
+
+    episode: Episode
+    broken: bool = False
+    lost: Lost = ""
+
+
+class _Tries:
+    """The tries of one episode."""
+
+    def __init__(self) -> None:
+        self.replays = self._suspected = 0
+
+    def again(self, played: Played) -> bool:
+        """Whether there is another one: the last was lost, and may be so once over a call of its own, perhaps."""
+        self._suspected += played.lost == "suspect"
+        if not played.lost or self._suspected > 1 or self.replays >= REPLAYS:
+            return False
+        self.replays += 1
+        return True
+
+    def told(self, played: Played) -> Episode:
+        """The episode of the last try, with the number of the others."""
+        if not self.replays:
+            return played.episode
+        metrics = {**played.episode.metrics, "replays": self.replays}
+        if not played.lost:
+            return replace(played.episode, metrics=metrics)
+        how = "each time over no call of its own"
+        if self._suspected > 1:
+            how = "twice with calls of it and of others under way"
+        reason = played.episode.reason.removeprefix("environment: ")
+        text = f"environment: its process was lost {self.replays + 1} times, {how}; the last time: {reason}"
+        return replace(played.episode, reason=text, metrics=metrics)
 
 
 class _Guarded:
@@ -81,7 +131,13 @@ class _Guarded:
                 return await call
         except Exception as error:
             late = f"TimeoutError: {what}() gave no answer in {self.deadline:g} s"
-            raise _Broken(f"environment: {late if limit.expired() else told(error)}") from error
+            raise _Broken(f"environment: {late if limit.expired() else told(error)}", _lost(error)) from error
+
+
+def _lost(error: Exception) -> Lost:
+    if isinstance(error, ProcessLost):
+        return "suspect" if error.suspect else "bystander"
+    return "bystander" if isinstance(error, NoTurn) else ""
 
 
 async def rollout(
@@ -96,6 +152,13 @@ async def rollout(
     An environment that raises, or misses its deadline, makes its episode `invalid`; so do an engine that fails and a
     policy that cannot answer. The reason begins with `environment:`, `engine:` or `policy:`. `on_episode` is called
     on the event loop as each episode ends; what it raises ends the rollout and is raised here.
+
+    Where an environment brings down the worker process that it shares with others, or hangs there, only its own episode
+    is `invalid`: the others are played again from their start, in the same seat and with the same seeds, at most
+    `REPLAYS` times (once where it cannot be told whose call it was). Their `metrics` then count the `replays`; turns,
+    timings and `seconds` are those of the last try. A seat that plays again offers its requests again, so that which
+    requests share a step of the engine depends on such an accident, whatever the pace; what is sampled depends on the
+    jobs alone, up to the last bits of sums.
     """
     settings = settings or RolloutSettings()
     jobs = [replace(job, order=order) for order, job in enumerate(jobs)]
@@ -108,26 +171,25 @@ async def rollout(
 
     async def work(seat: int) -> None:
         queue = iter(jobs[seat::count]) if gate is not None and gate.seated else shared
-        handle: EnvHandle | None = None
         try:
             for job in queue:
-                try:
-                    taken = handle or await pool.take()
-                except Exception as error:
-                    episode = _invalid(job, agent.name, f"environment: {told(error)}")
-                else:
-                    handle = None  # not given back while it is in use, should this task be cancelled
-                    episode, broken = await play(job, agent, taken, settings, gate, pool.success_reward)
-                    if broken:
-                        await _discard(pool, taken, settings.deadline)
+                tries, played = _Tries(), None
+                while played is None or tries.again(played):
+                    try:
+                        handle = await pool.take()
+                    except Exception as error:
+                        reason = f"environment: {told(error)}"
+                        played = Played(_invalid(job, agent.name, reason), lost=_lost(error))
+                        continue
+                    played = await play(job, agent, handle, settings, gate, pool.success_reward)
+                    if played.broken:
+                        await _discard(pool, handle, settings.deadline)
                     else:
-                        handle = taken
-                episodes[job.order] = episode
+                        pool.give(handle)  # and not while it is in use, should this task be cancelled
+                episodes[job.order] = episode = tries.told(played)
                 if on_episode:
                     on_episode(episode)
         finally:
-            if handle is not None:
-                pool.give(handle)
             if gate is not None:
                 gate.leave(seat)
 
@@ -146,8 +208,8 @@ async def rollout(
 async def play(
     job: Job, agent: Agent, env: EnvHandle, settings: RolloutSettings, generator: Generator | None,
     success_reward: float,
-) -> tuple[Episode, bool]:  # fmt: skip
-    """Play one episode. Returns it, and whether the environment can no longer be used."""
+) -> Played:  # fmt: skip
+    """Play one episode, once."""
     guarded = _Guarded(env, settings.deadline)
     turns: list[Turn] = []
     tools: tuple[Tool, ...] = ()
@@ -156,8 +218,9 @@ async def play(
     so_far = 0.0
     began = time.perf_counter()
 
-    def invalid(reason: str) -> Episode:
-        return replace(_invalid(job, agent.name, reason), turns=tuple(turns), tools=tools)
+    def invalid(reason: str, broken: bool = False, lost: Lost = "") -> Played:
+        episode = replace(_invalid(job, agent.name, reason), turns=tuple(turns), tools=tools)
+        return Played(episode, broken, lost)
 
     try:
         player = agent.player(job, generator)
@@ -168,7 +231,7 @@ async def play(
             turn, observation, end = await _turn(player, guarded, observation, settings, len(turns))
             if not math.isfinite(so_far := so_far + turn.reward):
                 text = f"environment: the rewards of {len(turns) + 1} turns sum to {so_far}: return smaller rewards"
-                return invalid(text), True
+                return invalid(text, broken=True)
             turns.append(turn if offered == before else replace(turn, tools=offered))
             if end is not None:
                 ending, reason = end
@@ -177,16 +240,16 @@ async def play(
     except ContextFull as full:
         if not turns:
             mend = "raise max_context, or take a model with a wider one"
-            return invalid(f"policy: the first prompt does not fit ({full}): {mend}"), False
+            return invalid(f"policy: the first prompt does not fit ({full}): {mend}")
         ending, reason = "truncated", "context"
         closing = observation.messages
     except _Broken as broken:
         turns += [broken.turn] if broken.turn is not None else []
-        return invalid(str(broken)), True
+        return invalid(str(broken), True, broken.lost)
     except EngineFault as error:
-        return invalid(f"engine: {error}"), False
+        return invalid(f"engine: {error}")
     except Exception as error:
-        return invalid(f"policy: {_describe(error)}"), False
+        return invalid(f"policy: {_describe(error)}")
     total = sum(turn.reward for turn in turns)
     episode = Episode(
         job.task, tuple(turns), ending, reason, ending == "terminated" and total >= success_reward, closing, tools,
@@ -198,7 +261,7 @@ async def play(
             "seconds": time.perf_counter() - began,
         },
     )  # fmt: skip
-    return episode, False
+    return Played(episode)
 
 
 async def _turn(
@@ -217,7 +280,8 @@ async def _turn(
     try:
         result = await env.step(said.action)
     except _Broken as broken:
-        broken.turn = turn_of(0.0, False, {"broken": True})  # its author wants to see it; it counts for nothing
+        # Its author wants to see the turn; it counts for nothing.
+        broken.turn = turn_of(0.0, False, {"broken": True})
         raise
     info = dict(result.info)
     turn = turn_of(result.reward, bool(info.pop("void")), info)

@@ -9,9 +9,11 @@ import traceback
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _FILES = (
-    "gym.py", "workers.py", "processes.py", "process_worker.py", "wire.py", "registry.py", "blame.py",
+    "gym.py", "workers.py", "processes.py", "process_worker.py", "wire.py", "registry.py", "blame.py", "imports.py",
+    "logbook.py", "deadlines.py",
+    "wrappers/__init__.py", "wrappers/base.py",
 )  # fmt: skip
-_PLUMBING = tuple(_HERE + name for name in _FILES)
+_PLUMBING = tuple(_HERE + name.replace("/", os.sep) for name in _FILES)
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (.+)')
 
 

@@ -19,6 +19,7 @@ import traceback
 from typing import Any
 
 from gymrl.envs.gym import EnvironmentFault, GymEnv, StepResult
+from gymrl.envs.logbook import Logbook, Noted
 from gymrl.envs.registry import make, register
 from gymrl.envs.wire import PART, frame, take_frames
 
@@ -26,18 +27,20 @@ PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Serve until the parent says so or is gone. The arguments are (sys.path, socket's number, parent's pid)."""
+    """Serve until the parent says so or is gone. The arguments are (sys.path, parent's pid, socket, logbook)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    fd, parent = int(sys.argv[2]), int(sys.argv[3])
+    parent, fd, log = map(int, sys.argv[2:5])
     _die_with(parent)
+    book = Logbook(log)
+    book.sent()
     os.dup2(2, 1)  # what an environment prints must not get into the parent's tables
-    asyncio.run(_serve(socket.socket(fileno=fd)))
+    asyncio.run(_serve(socket.socket(fileno=fd), book))
     sys.stderr.flush()
     os._exit(0)  # threads of an environment do not keep the process
 
 
-async def _serve(sock: socket.socket) -> None:
-    await _Server(sock).serve()
+async def _serve(sock: socket.socket, book: Logbook) -> None:
+    await _Server(sock, book).serve()
 
 
 def _die_with(parent: int) -> None:
@@ -56,9 +59,9 @@ def _die_with(parent: int) -> None:
 
 
 class _Server:
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, book: Logbook) -> None:
         sock.setblocking(False)
-        self.socket = sock
+        self.socket, self.book = sock, book
         self.loop = asyncio.get_running_loop()
         self.envs: dict[int, GymEnv] = {}
         self.running: dict[int, asyncio.Task[Any]] = {}
@@ -131,6 +134,7 @@ class _Server:
         """Answer a call: a step of a world that is not asynchronous at once, all else in a task."""
         work: Any
         if method == "step" and args[0] not in self.running:
+            self.book.work(number)
             try:
                 work = self.envs[args[0]].begin_step(args[1])
                 if isinstance(work, StepResult):
@@ -139,6 +143,8 @@ class _Server:
             except Exception as error:
                 self.say(frame((number, False, _words(error))))
                 return
+            finally:
+                self.book.rest()
             work = self.run(args[0], work)
         else:
             work = getattr(self, method)(*args)
@@ -147,10 +153,8 @@ class _Server:
         task.add_done_callback(self.tasks.discard)
 
     async def answer(self, number: int, method: str, work: Any) -> None:
-        if method == "reset":
-            self.say(frame((number, None, None)))  # it begins
         try:
-            message = _told(number, method, await work)
+            message = _told(number, method, await Noted(self.book, number, work))
         except (Exception, asyncio.CancelledError) as error:
             message = frame((number, False, _words(error)))
         self.say(message)

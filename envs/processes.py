@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -22,8 +23,9 @@ import threading
 import time
 from typing import Any
 
-from gymrl.envs.deadlines import Turn, wait_turn
+from gymrl.envs.deadlines import limit_of_call
 from gymrl.envs.gym import EnvironmentFault, StepResult
+from gymrl.envs.logbook import Logbook, ProcessLost, Verdict, judge
 from gymrl.envs.records import Action, Observation, TaskSpec
 from gymrl.envs.registry import entry
 from gymrl.envs.wire import Wire, frame
@@ -45,36 +47,44 @@ class Worker:
         """Why the process is gone; '' while it is there."""
         self._stall_seconds = stall_seconds
         self._ids = itertools.count(1)
-        self._waiting: dict[int, tuple[asyncio.Future[Any], str, Turn | None]] = {}
+        self._waiting: dict[int, tuple[asyncio.Future[Any], str]] = {}
         self._lock = threading.Lock()
         self._wire = Wire(self._answered, self._failed)
+        self._book = Logbook.new()
+        self._verdict: Verdict | None = None
+        """Who ended the process; None while it is there, and where it was closed or never came up."""
         self._heard, self._limit = time.monotonic(), max(START_SECONDS, stall_seconds)
         self.late = False
         """Whether a call has missed its deadline and nothing was heard since: it takes no more environments."""
         self._kill_reason = ""
-        self._closing = False
+        self._up = self._hung = self._closing = False
         self._process: subprocess.Popen[bytes] | None = None
         self.thread = threading.Thread(target=self._live, name="gymrl-env-worker", daemon=True)
         self.thread.start()
 
-    async def call(self, what: str, method: str, *args: Any, turn: Turn | None = None) -> Any:
-        """Run `method` in the process; `what` names it in the reason if the process dies over it, and `turn` is told
-        when its reset begins. Raises what it raises there, or EnvironmentFault if the process dies."""
+    async def call(self, what: str, method: str, *args: Any) -> Any:
+        """Run `method` in the process; `what` names it in the reason if the process dies over it. Raises what it raises
+        there, EnvironmentFault if the process dies of it, and ProcessLost if it dies otherwise."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         number = next(self._ids)
         message = frame((number, method, args))
         with self._lock:
             if self.dead:
-                raise EnvironmentFault(f"{what}: {self.dead}")
-            self._waiting[number] = (future, what, turn)
+                raise self._fault(what)
+            self._waiting[number] = (future, what)
         self._wire.listen(loop)
         self._wire.send(message)
+        if (limit := limit_of_call()) is not None:
+            limit.ask = functools.partial(self._left, number)
         try:
             return await future
         except asyncio.CancelledError:  # mostly by a deadline
-            self.late = self._limit == self._stall_seconds  # else it is starting yet
+            self.late = self._up  # else it is starting yet
             raise
+        finally:
+            if limit is not None:
+                limit.ask = None
 
     def stop(self, grace: float) -> None:
         """Ask the process to close its environments and go; kill it after `grace` seconds. Blocks."""
@@ -101,7 +111,8 @@ class Worker:
         reason = ""
         try:
             with self._wire.theirs as theirs:
-                self._process = self._start(theirs.fileno())
+                self._process = self._start(theirs.fileno(), self._book.fd)
+            self._book.sent()
             self.pid = self._process.pid
             self._watch()
         except Exception as error:  # whatever it was, nobody may wait for this worker for ever
@@ -110,13 +121,13 @@ class Worker:
         finally:
             self._bury(reason)
 
-    def _start(self, fd: int) -> subprocess.Popen[bytes]:
+    def _start(self, *fds: int) -> subprocess.Popen[bytes]:
         paths = json.dumps([path for path in sys.path if isinstance(path, str)])
-        command = [sys.executable, "-c", BOOT, paths, str(fd), str(os.getpid())]
+        command = [sys.executable, "-c", BOOT, paths, str(os.getpid()), *map(str, fds)]
         environ = {"OMP_NUM_THREADS": "1", **os.environ}
         # A process group of its own: Ctrl-C in the terminal is the trainer's to handle.
         return subprocess.Popen(
-            command, env=environ, stdin=subprocess.DEVNULL, pass_fds=(fd,), process_group=0
+            command, env=environ, stdin=subprocess.DEVNULL, pass_fds=fds, process_group=0
         )  # fmt: skip
 
     def _watch(self) -> None:
@@ -129,37 +140,62 @@ class Worker:
                 self._heard = time.monotonic()
             elif (silent := time.monotonic() - self._heard) > (LATE_SECONDS if self.late else self._limit):
                 late = ", beyond a call's deadline," if self.late else ""
+                self._hung = True
                 self.kill(f"said nothing for {silent:.0f} s{late} and was killed")
         self._wire.read()
 
-    def _answered(self, message: tuple[int, bool | None, Any]) -> None:
-        """A message of the process, on whatever thread has read it; `ok` is None where work only begins."""
+    def _answered(self, message: tuple[int, bool, Any]) -> None:
+        """A message of the process, on whatever thread has read it."""
         number, ok, value = message
-        self._heard, self._limit, self.late = time.monotonic(), self._stall_seconds, False
+        self._heard, self._limit, self.late, self._up = time.monotonic(), self._stall_seconds, False, True
         with self._lock:
-            if ok is None:
-                turn = self._waiting[number][2] if number in self._waiting else None
-                if turn is not None:
-                    turn.begun()
-                return
-            future, _, _ = self._waiting.pop(number, (None, "", None))
+            future, _ = self._waiting.pop(number, (None, ""))
         if future is not None:
             _settle(future, value if ok else None, None if ok else _error(*value))
 
     def _failed(self, error: Exception) -> None:
         self.kill(f"sent what cannot be read ({type(error).__name__}: {error}) and was killed")
 
+    def _left(self, number: int, seconds: float) -> tuple[float, bool]:
+        """How much a call has left of its seconds, and whether it waits. They begin with its own work, and stand still
+        while another's holds the process up; but a silence of that length is enough for those that wait, too."""
+        now = time.monotonic()
+        with self._lock:
+            if self.dead:
+                return 0.05, True  # its future is told at any moment
+            found = self._book.read()
+        silence = self._heard + seconds - now
+        began = found.begun.get(number)
+        if began is None:
+            return silence, True
+        if found.working in (0, number):
+            return began + seconds - now, False
+        left = seconds - (found.since - began)
+        return (min(silence, max(left, 0.05)), True) if left > 0 else (left, False)
+
+    def _fault(self, what: str, number: int = 0) -> EnvironmentFault:
+        """What a call on the dead process raises."""
+        text = f"{what}: {self.dead}"
+        if self._verdict is None or number == self._verdict.guilty != 0:
+            return EnvironmentFault(text)
+        return ProcessLost(text, number in self._verdict.suspects)
+
     def _bury(self, reason: str) -> None:
+        code = 0
         if self._process is not None:
             code = self._process.wait()
             how = self._kill_reason or ("was closed" if self._closing else _exit_words(code))
             reason = reason or f"the worker process {self.pid} {how}"
         with self._lock:
+            found = self._book.read()
+            if not self._closing and (self._up or found.begun):  # else another try would come to the same
+                self._verdict = judge(found, self._hung, -signal.SIGKILL if self._kill_reason else code)
             self.dead = reason or "the worker process is gone"
             waiting, self._waiting = self._waiting, {}
+            self._book.close()
         self._wire.close()
-        for future, what, _ in waiting.values():
-            _settle(future, None, EnvironmentFault(f"{what}: {self.dead}"))
+        for number, (future, what) in waiting.items():
+            _settle(future, None, self._fault(what, number))
 
 
 def _settle(future: asyncio.Future[Any], value: Any, error: Exception | None) -> None:
@@ -200,7 +236,9 @@ def _error(pickled: bytes | None, kind: str, text: str, trace: str) -> Exception
 
 
 class ProcessHandle:
-    """One environment in a worker. After the worker's death every method but `close` raises EnvironmentFault."""
+    """One environment in a worker. After the worker's death every method but `close` raises EnvironmentFault.
+
+    The worker has other environments, and no deadline (`gymrl.envs.deadlines`) runs while they hold it up."""
 
     def __init__(self, worker: Worker, env_id: str, key: int) -> None:
         self.worker, self.env_id, self.key = worker, env_id, key
@@ -215,13 +253,7 @@ class ProcessHandle:
         return await self.worker.call(f"{self.env_id}.{method}", method, self.key, *args)
 
     async def reset(self, task: TaskSpec) -> tuple[Observation, dict[str, Any]]:
-        # The worker has other episodes, whose resets may take long; no deadline runs before this one's turn.
-        turn = wait_turn()
-        try:
-            what = f"{self.env_id}.reset"
-            return await self.worker.call(what, "reset", self.key, task, turn=turn)  # type: ignore[no-any-return]
-        finally:
-            turn.begun()
+        return await self._call("reset", task)  # type: ignore[no-any-return]
 
     async def step(self, action: Action) -> StepResult:
         return await self._call("step", action)  # type: ignore[no-any-return]
@@ -251,9 +283,10 @@ class ProcessPool:
     """Environments in up to `workers` processes, which are started as they are needed.
 
     A new environment goes to the process that keeps the fewest, and stays there. A process that dies fails the
-    calls it was serving with EnvironmentFault and is replaced at the next `open`. One that says nothing for
-    `stall_seconds` while calls wait (an endless loop in an environment) is killed, and much sooner once a call in it
-    has missed its deadline; a world that awaits is not silent.
+    calls it was serving with EnvironmentFault (ProcessLost where it was another's doing, or may have been) and is
+    replaced at the next `open`. One that says nothing for `stall_seconds` while calls wait (an endless loop in an
+    environment) is killed, and much sooner once a call in it has missed its deadline; a world that awaits is not
+    silent.
     """
 
     def __init__(self, workers: int, stall_seconds: float = 300.0) -> None:
