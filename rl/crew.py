@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import weakref
@@ -29,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 from gymrl.rl.batches import TokenSequence
 from gymrl.rl.learner import Cause, Learner, LearnerSettings, LossOf, StepResult
 from gymrl.rl.recipes.models import Recipe
+from gymrl.rl.stopping import leave_to_the_first
 
 PATIENCE = timedelta(days=30)
 """How long a process waits for the others: rollouts take as long as they take. One that dies is noticed at once."""
@@ -169,9 +169,9 @@ class LeadingLearner(Learner):
 
 def follow() -> None:
     """Do what the first process says, until it has nothing more to say or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; the first one decides
     transformers_logging.disable_progress_bar()
     _meet()
+    leave_to_the_first()  # not earlier: who waits for a first one that never came has to be ended
     learners: dict[int, Learner] = {}
     while True:
         try:

@@ -9,6 +9,7 @@ policy/           the policy as it is now             state.json       where to 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable
@@ -21,6 +22,22 @@ import torch
 from gymrl.agents.episodes import write_jsonl
 from gymrl.agents.records import Episode
 from gymrl.rl.soundness import damage, first_line
+
+
+def json_text(data: Any, indent: int | None = None) -> str:
+    """Data as JSON. What is not finite is null, as JSON has no word for it."""
+    try:
+        return json.dumps(data, indent=indent, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(data), indent=indent, allow_nan=False)
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 class RunFault(RuntimeError):
@@ -90,7 +107,7 @@ class RunFolder:
             ) from error
 
     def save_progress(self, progress: Progress) -> None:
-        self.write_text("state.json", json.dumps(asdict(progress), indent=1))
+        self.write_text("state.json", json_text(asdict(progress), indent=1))
 
     def checkpoint_path(self, name: str) -> Path:
         return self.path / "checkpoints" / name
@@ -133,14 +150,15 @@ class RunFolder:
         """Append one line to metrics.jsonl."""
         if self._metrics is None:
             self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8")
-        self._metrics.write(json.dumps(metrics) + "\n")
+        self._metrics.write(json_text(metrics) + "\n")
         self._metrics.flush()
 
     def logged(self, stage: str, name: str) -> list[float]:
-        """What was logged of a metric, step by step."""
+        """What was logged of a metric, step by step; NaN where it was not finite."""
         path = self.path / "metrics.jsonl"
         rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
-        return [row[name] for row in rows if row["stage"] == stage and name in row]
+        found = [row[name] for row in rows if row["stage"] == stage and name in row]
+        return [math.nan if value is None else value for value in found]
 
     def rewind(self, done: dict[str, int]) -> None:
         """Forget what was logged after the checkpoint: `done` has the steps to keep of each stage."""
@@ -153,7 +171,7 @@ class RunFolder:
                 except ValueError:
                     continue  # the line that was being written when the run was killed
                 if row["step"] < done.get(row["stage"], 0):
-                    kept.append(line + "\n")
+                    kept.append(json_text(row) + "\n")
             self.write_text("metrics.jsonl", "".join(kept))
         for stage in (self.path / "episodes").glob("*/"):
             for file in stage.glob("*.jsonl"):

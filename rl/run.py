@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import importlib.util
-import json
-import re
 import signal
 import time
 from collections import Counter
@@ -18,32 +15,30 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
+from gymrl.agents.engines.base import EngineFault
 from gymrl.agents.evaluation import evaluate, evaluation_jobs, invalid_causes
 from gymrl.agents.players import Job
 from gymrl.agents.records import Episode
 from gymrl.envs.workers import EnvPool
 from gymrl.rl.algorithms import find
+from gymrl.rl.causes import grouped, without_figures
 from gymrl.rl.display import Display
-from gymrl.rl.folder import Progress, RunFault, RunFolder
+from gymrl.rl.folder import Progress, RunFault, RunFolder, json_text
 from gymrl.rl.memory import keep_freed_memory
 from gymrl.rl.objective import loss_of_settings
 from gymrl.rl.policy import check_source
+from gymrl.rl.pools import asked_for_tasks, fit_tasks, open_pool
 from gymrl.rl.provenance import check_changes, finite_weights, own_sources, versions
 from gymrl.rl.recipes import Recipe, anchored, dump, load
 from gymrl.rl.report import write_report
 from gymrl.rl.stages import open_stage, steps_in
+from gymrl.rl.stopping import INTERRUPTED, Interrupted, Stop
+from gymrl.rl.trackers import Trackers, check_trackers
 from gymrl.rl.trainers.online import check_engine
 from gymrl.rl.workshop import Workshop
 
 ROW = 3
 """Steps in a row without an update after which a run stops."""
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
-
-
-class Interrupted(Exception):
-    """Ctrl-C: the step is finished and a checkpoint written."""
 
 
 def train(
@@ -54,40 +49,47 @@ def train(
     Raises RecipeError, RunFault, EngineFault, PolicyFault, DemonstrationFault, each with a sentence that names the
     mend.
     """
+    display = Display()
     if resume is not None:
         folder = RunFolder.open(resume)
         if folder.finished():
             given = f" ({', '.join(overrides)} would be of a new run)" if overrides else ""
-            Display().note(
+            display.note(
                 f"{resume} is finished, nothing is left to do{given}; the same recipe anew: gymrl train "
                 f"{resume}/recipe.toml, or on from its policy with model.path={resume}/policy"
             )
             return 0
-        resolved = anchored(load(folder.path / "recipe.toml", overrides, resumed=True))
+        loaded = load(folder.path / "recipe.toml", overrides, resumed=True)
+        resolved = anchored(loaded)
         check_changes(load(folder.path / "recipe.toml", resumed=True), resolved, folder.progress())
         pool = open_pool(resolved)
     else:
-        resolved = anchored(load(recipe or "quickstart", overrides))
+        loaded = load(recipe or "quickstart", overrides)
+        resolved = anchored(loaded)
         check_source(resolved.model.path)
         pool = open_pool(resolved)  # before there is a folder: a wrong name leaves nothing behind
+    asked = asked_for_tasks(str(recipe or "quickstart"), loaded, overrides, resume is not None)
+    resolved = fit_tasks(resolved, pool, asked, display.note)
+    if resume is None:
         stamp = time.strftime("%Y%m%d-%H%M%S")
         folder = RunFolder.create(out or Path("runs") / f"{resolved.name}-{stamp}", dump(resolved))
-    with asyncio.Runner() as loop:
-        run = Run(resolved, folder, pool, Display(), loop, overrides if resume is not None else [])
+    with asyncio.Runner() as loop, Stop(display.note) as stop:
+        run = Run(resolved, folder, pool, display, loop, stop, overrides if resume is not None else [])
         hint = f"go on with: gymrl train --resume {folder.path}"
         try:
             run.all()
             return 0
         except Interrupted:
-            run.display.note(f"interrupted; {hint}")
-            return INTERRUPTED
+            display.note(f"interrupted; {hint}")
+            return stop.code
         except KeyboardInterrupt:
-            run.display.note(f"stopped at once; steps since the last checkpoint are done again; {hint}")
+            run.ended("interrupted")
+            display.note(f"stopped at once; steps since the last checkpoint are done again; {hint}")
             return INTERRUPTED
         except Exception:
             if run.progress.checkpoint or run.progress.phase:
-                run.failed()
-                run.display.note(f"stopped by an error; once it is mended, {hint}")
+                run.ended("failed")
+                display.note(f"stopped by an error; once it is mended, {hint}")
             elif resume is None:
                 folder.discard()
             raise
@@ -95,33 +97,16 @@ def train(
             run.close()
 
 
-def open_pool(recipe: Recipe) -> EnvPool:
-    """The environments of a recipe; those of its demonstrations are tried too, so that a wrong parameter shows now."""
-    if recipe.sft.params:
-        EnvPool(recipe.env.id, {**recipe.env.params, **recipe.sft.params}).close()
-    c = recipe.rl.curriculum
-    for stage in c.stages if c is not None else ():
-        if isinstance(stage, dict):
-            EnvPool(recipe.env.id, {**recipe.env.params, **stage}).close()
-    pool = EnvPool(recipe.env.id, recipe.env.params, recipe.env.workers)
-    for split in (recipe.eval.split, *["val"] * bool(recipe.eval.every)):
-        if not pool.template.world.sizes[split]:
-            pool.close()
-            raise ValueError(f"{recipe.env.id} has no tasks in {split}: give it some, or take another eval.split")
-    return pool
-
-
 class Run:
     """The state of a run in progress."""
 
     def __init__(
-        self, recipe: Recipe, folder: RunFolder, pool: EnvPool, display: Display, loop: asyncio.Runner,
+        self, recipe: Recipe, folder: RunFolder, pool: EnvPool, display: Display, loop: asyncio.Runner, stop: Stop,
         changed: Sequence[str] = (),
     ) -> None:  # fmt: skip
         transformers_logging.disable_progress_bar()
         keep_freed_memory()
-        self.recipe, self.folder, self.display, self.loop = recipe, folder, display, loop
-        self.stopping = False
+        self.recipe, self.folder, self.display, self.loop, self.stop = recipe, folder, display, loop, stop
         self.began = time.perf_counter()
         self.progress = folder.progress()
         self.summary: dict[str, Any] = copy.deepcopy(self.progress.summary) or {
@@ -157,12 +142,10 @@ class Run:
 
     def all(self) -> None:
         """Every phase that is not done yet."""
-        previous = signal.signal(signal.SIGINT, self._stop)
         try:
             self._prepare()
             while self.progress.phase < len(self.phases):
-                if self.stopping:
-                    raise Interrupted
+                self.stop.check()
                 name = self.phases[self.progress.phase]
                 if name.startswith("evaluate "):
                     self._evaluate(name.removeprefix("evaluate "))
@@ -173,16 +156,18 @@ class Run:
         except Interrupted:
             self._finish("interrupted")
             raise
-        finally:
-            signal.signal(signal.SIGINT, previous)
+        except EngineFault as error:
+            if self.stop.by != signal.SIGTERM:
+                raise
+            self.display.note(f"SIGTERM has ended the engine too, and its step is lost ({error})")
+            self._finish("interrupted")
+            raise Interrupted from error
 
     def _prepare(self) -> None:
         recipe, folder = self.recipe, self.folder
-        for tracker in recipe.log.trackers:
-            if importlib.util.find_spec(tracker) is None:
-                raise RunFault(f"log.trackers names {tracker}, which is not installed: pip install {tracker}")
+        check_trackers(recipe)
         torch.manual_seed(recipe.seed)
-        self.shop = shop = Workshop(recipe, folder, self.pool, self.display, self.loop)
+        self.shop = shop = Workshop(recipe, folder, self.pool, self.display, self.loop, self.stop)
         self.display.note(f"{recipe.name}, seed {recipe.seed} -> {folder.path}")
         if "rl" in recipe.stages:  # what cannot be found or imported shows now, not after the warm start
             find("advantage", recipe.rl.advantage.name)
@@ -194,6 +179,7 @@ class Run:
         self.stage_state: dict[str, Any] = state.pop("stage", {})
         folder.rewind(self._steps_done())
         shop.open(source, state)
+        self.trackers = Trackers(recipe, folder.path, shop.accelerator)
 
     # -- phases ----------------------------------------------------------------------------------------
 
@@ -206,10 +192,12 @@ class Run:
         stage = open_stage(name, self.shop)
         if self.progress.step:
             stage.load_state(self.stage_state)
+        self.trackers.begin(name, self.progress.step)
         self.display.begin(stage.title, stage.total, self.progress.step)
         try:
             for step in range(self.progress.step, stage.total):
                 metrics, episodes = stage.step(step)
+                self._whole(episodes)
                 self._count(episodes)
                 if self.recipe.eval.every and (step + 1) % self.recipe.eval.every == 0:
                     metrics |= self._look(name, step + 1)
@@ -224,12 +212,11 @@ class Run:
                         f"{stuck}; the weights are not finite any more, and no checkpoint is written: --resume goes on "
                         "from the one before"
                     )
-                if self.stopping or stuck or done == stage.total or done % every == 0:
+                if self.stop.asked or stuck or done == stage.total or done % every == 0:
                     self._checkpoint(name, done, stage.state())
                 if stuck:
                     raise RunFault(stuck + "; a checkpoint is written")
-                if self.stopping:
-                    raise Interrupted
+                self.stop.check()
         finally:
             self.display.end()
 
@@ -240,7 +227,7 @@ class Run:
         if metrics.get("skipped") and not troubles:
             counts["all members did alike" if stage == "es" else "no token had an advantage"] += 1
         for trouble in troubles:
-            counts[_cause(trouble)] += 1
+            counts[without_figures(trouble)] += 1
             self.display.note(f"{stage} step {step}: an update was skipped: {trouble}")
         row = row + 1 if troubles else 0
         stuck = row == ROW
@@ -264,6 +251,7 @@ class Run:
             evaluate(self.shop.agent, self.pool, self._held_out("val"), self.shop.rollouts)
         )
         check_engine(episodes)
+        self._whole(episodes)
         self._count(episodes)
         best = self.summary.setdefault("best", {})
         if stage not in best or result.success > best[stage]["success"]:
@@ -276,36 +264,31 @@ class Run:
         shop.serve()
         jobs = self._held_out(recipe.eval.split)
         self.display.begin(f"evaluate {stage}", len(jobs))
-        result, episodes = self.loop.run(
-            evaluate(shop.agent, self.pool, jobs, shop.rollouts, self.display.count)
-        )
-        self.display.end()
+        try:
+            result, episodes = self.loop.run(evaluate(shop.agent, self.pool, jobs, shop.rollouts, shop.played))
+        finally:
+            self.display.end()
         check_engine(episodes)
-        if self.stopping:
-            raise Interrupted
         if sum(result.invalid.values()) == result.episodes:
             raise RunFault(f"no episode of the evaluation is valid; the first cause is {next(iter(result.invalid))}")
         self.folder.write_episodes(f"eval-{stage}", episodes)
         self._count(episodes)
         self.summary["stages"] = [s for s in self.summary["stages"] if s["name"] != stage]
-        self.summary["stages"].append({"name": stage, **asdict(result)})
+        self.summary["stages"].append({"name": stage, **asdict(result), "invalid": grouped(result.invalid)})
         if stage != "base":
             self.folder.write_checkpoint(stage, shop.save_policy, {})
 
     # -- helpers ---------------------------------------------------------------------------------------
 
-    def _stop(self, *_: Any) -> None:
-        if self.stopping:
-            raise KeyboardInterrupt
-        self.stopping = True
-        self.display.note("stopping after this step (again to stop at once) ...")
+    def _whole(self, episodes: Sequence[Episode]) -> None:
+        """Raise Interrupted where worlds of these episodes were ended with the run: what they came to is no step's."""
+        if self.stop.took(episodes):
+            self.display.note("SIGTERM has ended environments too, and this step is lost: it is done again")
+            raise Interrupted
 
     def _log(self, stage: str, step: int, metrics: dict[str, Any]) -> None:
         self.folder.log({"stage": stage, "step": step, **metrics})
-        if self.recipe.log.trackers:
-            self.shop.accelerator.log(
-                {f"{stage}/{name}": value for name, value in metrics.items()}, step=step
-            )
+        self.trackers.log(stage, step, metrics)
 
     def _checkpoint(self, stage: str, step: int, state: dict[str, Any]) -> None:
         name = f"{stage}-step-{step:06d}"
@@ -317,8 +300,8 @@ class Run:
     def _next_phase(self) -> None:
         self._advance(self.progress.phase + 1, 0, self.progress.checkpoint)
         self._report()
-        if self.stopping and self.progress.phase < len(self.phases):
-            raise Interrupted
+        if self.progress.phase < len(self.phases):
+            self.stop.check()
 
     def _advance(self, phase: int, step: int, checkpoint: str) -> None:
         self._write_summary()
@@ -327,7 +310,7 @@ class Run:
 
     def _write_summary(self) -> None:
         self.summary["seconds"] = self.earlier + time.perf_counter() - self.began
-        self.folder.write_text("summary.json", json.dumps(self.summary, indent=1))
+        self.folder.write_text("summary.json", json_text(self.summary, indent=1))
 
     def _report(self) -> None:
         """Write report.html. A page that cannot be written never stops a run."""
@@ -344,7 +327,7 @@ class Run:
         return done
 
     def _count(self, episodes: list[Episode]) -> None:
-        invalid = Counter(self.summary["invalid"]) + Counter(invalid_causes(episodes))
+        invalid = grouped(self.summary["invalid"], invalid_causes(episodes))
         void, sandboxes = Counter(self.summary["void"]), Counter(self.summary.get("sandboxes", {}))
         for episode in episodes:
             for turn in episode.turns:
@@ -352,13 +335,13 @@ class Run:
                     sandboxes[str(turn.info["sandbox"])] += 1
                 if turn.void:
                     void["cut short" if turn.stop in ("length", "context") else "nothing recognised"] += 1
-        self.summary |= {"invalid": dict(invalid), "void": dict(void)}
+        self.summary |= {"invalid": invalid, "void": dict(void)}
         if sandboxes:
             self.summary["sandboxes"] = dict(sandboxes)
 
-    def failed(self) -> None:
-        """The run ends by an error: the summary says so."""
-        self.summary["status"] = "failed"
+    def ended(self, status: str) -> None:
+        """The run ends before its time: the summary says how."""
+        self.summary["status"] = status
         self._write_summary()
 
     def _finish(self, status: str) -> None:
@@ -388,13 +371,10 @@ class Run:
 
     def close(self) -> None:
         """Close environments, engine and files."""
+        if hasattr(self, "trackers"):
+            self.trackers.close()
         if hasattr(self, "shop"):
             self.shop.close()
         else:
             self.pool.close()
         self.folder.close()
-
-
-def _cause(trouble: str) -> str:
-    """A trouble without its figures."""
-    return re.sub(r" \(.*| [\d.e+-]+ is [\d.e+-]+ times.*", "", trouble)

@@ -26,6 +26,7 @@ from gymrl.rl.learner import LearnerSettings
 from gymrl.rl.policy import load_renderer, start_policy
 from gymrl.rl.preference_files import read_preferences
 from gymrl.rl.recipes import Recipe
+from gymrl.rl.stopping import Stop
 from gymrl.rl.supervised.agent import GuidedAgent
 from gymrl.rl.supervised.key_tokens import with_keys
 from gymrl.rl.supervised.notes import noted
@@ -36,14 +37,16 @@ class Workshop:
     with."""
 
     def __init__(
-        self, recipe: Recipe, folder: RunFolder, pool: EnvPool, display: Display, loop: asyncio.Runner
+        self, recipe: Recipe, folder: RunFolder, pool: EnvPool, display: Display, loop: asyncio.Runner, stop: Stop
     ) -> None:
         check_crew(recipe)
         self.recipe, self.folder, self.pool, self.display, self.loop = recipe, folder, pool, display, loop
+        self.stop = stop
         self.pools: dict[str, EnvPool] = {}
         self.engine: Engine | None = None
+        others = [tracker for tracker in recipe.log.trackers if tracker != "tensorboard"]  # gymrl's own to write
         self.accelerator = Accelerator(
-            mixed_precision=recipe.learner.mixed_precision, log_with=list(recipe.log.trackers) or None,
+            mixed_precision=recipe.learner.mixed_precision, log_with=others or None,
             project_dir=str(folder.path), cpu=not torch.cuda.is_available(),
         )  # fmt: skip
         self.rollouts = RolloutSettings(
@@ -95,8 +98,6 @@ class Workshop:
         )
         sampling = Sampling(recipe.sampling.temperature, max_tokens=recipe.sampling.max_tokens)
         self.agent = GuidedAgent(recipe.name, self.engine, self.renderer, sampling, self.note)
-        if recipe.log.trackers:
-            self.accelerator.init_trackers("tensorboard", {"recipe": recipe.name, "seed": recipe.seed})
 
     def learner_settings(self) -> LearnerSettings:
         s, t = self.recipe.learner, self.recipe.learner.trainable
@@ -150,9 +151,14 @@ class Workshop:
         recipe = self.recipe
         pool = EnvPool(recipe.env.id, {**recipe.env.params, **recipe.sft.params}, recipe.env.workers)
         try:
-            return await demonstrate(pool, recipe.sft.demonstrations, self.rollouts, self.display.count)
+            return await demonstrate(pool, recipe.sft.demonstrations, self.rollouts, self.played)
         finally:
             await pool.aclose()
+
+    def played(self, episode: Episode) -> None:
+        """One more, of episodes that are played again where the run is stopped among them: then it ends here."""
+        self.display.count(episode)
+        self.stop.check()
 
     def _check_context(self) -> None:
         longest = max((s.tokens for episode in self.demonstrations for s in episode), default=0)
@@ -181,11 +187,8 @@ class Workshop:
                 draft.rename(self.folder.path / f"preferences{file.suffix}")
 
     def close(self) -> None:
-        """Close environments, engine and trackers."""
+        """Close environments and engine."""
         self.loop.run(self._aclose())
-        # Not end_training, which would also break the group of the processes that train together.
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
 
     async def _aclose(self) -> None:
         for pool in (self.pool, *self.pools.values()):

@@ -111,7 +111,7 @@ def test_the_run_folder_stands_alone(whole):
     assert all(row["tokens"] > 0 and not row["skipped"] for row in rows if row["stage"] == "rl")
 
 
-@pytest.mark.parametrize("stop", ["SIGINT", "SIGKILL"])
+@pytest.mark.parametrize("stop", ["SIGINT", "SIGTERM", "SIGKILL"])
 @pytest.mark.parametrize("stage", ["sft", "rl"])
 def test_a_resumed_run_equals_an_uninterrupted_one(whole, tmp_path, stop, stage):
     out = tmp_path / "run"
@@ -124,10 +124,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(whole, tmp_path, stop, stage)
             break
         time.sleep(0.01)
     printed, _ = process.communicate()
-    assert process.returncode == {"SIGINT": 130, "SIGKILL": -signal.SIGKILL}[stop], (
-        "it ended before it was stopped"
-    )
-    if stop == "SIGINT":
+    codes = {"SIGINT": 130, "SIGTERM": 143, "SIGKILL": -signal.SIGKILL}
+    assert process.returncode == codes[stop], "it ended before it was stopped"
+    if stop != "SIGKILL":
         assert f"gymrl train --resume {out}" in printed
         assert json.loads((out / "summary.json").read_text())["status"] == "interrupted"
     assert resume(out) == 0

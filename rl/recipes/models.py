@@ -351,7 +351,7 @@ class LogSection(Section):
     episodes_every: int = Field(1, ge=1, description="RL steps whose episodes are kept")
     insight_every: int = Field(0, ge=0, description="RL steps between looks at gradients' causes; 0: none")
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
-        ["tensorboard"], description="through accelerate"
+        ["tensorboard"], description="that draw the curves too"
     )
 
 

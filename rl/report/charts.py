@@ -156,7 +156,7 @@ def draw_curve(chart_id: str, metric: Metric, points: Points) -> Chart:
     band = _band(middle, points.low, points.high, x, y) if points.stride > 1 else ""
     notes = [metric.note] if metric.note else []
     notes += ["log scale"] if y.log else []
-    notes += [f"{points.lost} values not finite"] if points.lost else []
+    notes += [f"{points.lost} value{'s' * (points.lost != 1)} not finite"] if points.lost else []
     ends = (*(show(value, metric.unit) for value in points.ends), show(min(points_low(points)), metric.unit),
             show(max(points_high(points)), metric.unit))  # fmt: skip
     return Chart(

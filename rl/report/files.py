@@ -17,7 +17,8 @@ SCAN_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Curve:
-    """One metric of one stage: `values[i]` at `steps[i]`, ascending; NaN where a value was not finite."""
+    """One metric of one stage: `values[i]` at `steps[i]`, ascending; NaN where a value was not finite, which JSON
+    writes as null."""
 
     stage: str
     key: str
@@ -27,13 +28,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Stage:
-    """One evaluation of the summary; `low` and `high` bound its 95 % interval."""
+    """One evaluation of the summary; `low` and `high` bound its 95 % interval, `valid` of the `episodes` are in it."""
 
     name: str
     success: float
     low: float
     high: float
     episodes: int
+    valid: int
     seconds: float | None
 
 
@@ -101,7 +103,7 @@ def read_curves(run: Path) -> list[Curve]:
             continue
         stage = str(data.get("stage", ""))
         for key, value in data.items():
-            if key not in ("stage", "step") and isinstance(value, int | float):
+            if key not in ("stage", "step") and (value is None or isinstance(value, int | float)):
                 finite = number(value)
                 found.setdefault((stage, key), {})[step] = (
                     math.nan if finite is None or abs(finite) > LARGEST else finite
@@ -147,12 +149,15 @@ def _stage(item: Any) -> Stage | None:
     if success is None:
         return None
     low, high = number(item.get("low")), number(item.get("high"))
+    episodes = int(number(item.get("episodes")) or 0)
+    invalid = sum(_counts(item.get("invalid")).values())
     return Stage(
         name=str(item.get("name", "")),
         success=success,
         low=success if low is None else low,
         high=success if high is None else high,
-        episodes=int(number(item.get("episodes")) or 0),
+        episodes=episodes,
+        valid=max(0, episodes - max(0, invalid)),
         seconds=number(item.get("seconds")),
     )
 

@@ -77,7 +77,7 @@ _KNOWN = {
     "time/sync": Metric("Weight sync", "wall-clock", "s", _TIME),
     "time/tokens_per_second": Metric("Sampled tokens/s", "over the whole step", "", _TIME),
     "time/trained_per_second": Metric("Trained tokens/s", "while it learns", "", _TIME),
-    "time/environment": Metric("Environment", "summed over episodes that run at once", "s", _TIME),
+    "time/environment": Metric("Environment", "wall-clock while the engine idles", "s", _TIME),
 }
 _ORDER = {key: place for place, key in enumerate(_KNOWN)}
 
@@ -186,8 +186,8 @@ class Shares:
 def time_shares(curves: Sequence[Curve], most: int) -> Shares | None:
     """What a stage's steps spent their time on; None where there is nothing to compare.
 
-    `time/environment` is summed over episodes that run at once: where the wall-clock of the whole rollout is known it
-    is no part of the sum. What the parts leave of `time/step` is `rest`.
+    `time/environment` is the rollout's wall-clock in which the engine had nothing to do: where that of the whole
+    rollout is known it is no part of the sum. What the parts leave of `time/step` is `rest`.
     """
     timed = (c for c in curves if c.key.startswith("time/") and not c.key.endswith("_per_second"))
     found = {c.key.partition("/")[2]: c for c in timed}

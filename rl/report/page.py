@@ -13,6 +13,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from gymrl.rl.causes import grouped
 from gymrl.rl.report import charts, episodes
 from gymrl.rl.report.files import Stage, read_curves, read_summary, read_text
 from gymrl.rl.report.metrics import SMOOTHING
@@ -25,7 +26,8 @@ MOST_RECIPE = 60_000
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the headline table; `low`, `at` and `high` are per cent of the axis."""
+    """One line of the headline table; `low`, `at` and `high` are per cent of the axis. `episodes` are those that count,
+    and of how many where others were invalid."""
 
     name: str
     success: str
@@ -150,14 +152,15 @@ def _row(stage: Stage) -> Row:
         percent(stage.success),
         f"{100 * stage.low:.1f} to {percent(stage.high)}",
         round(low, 2), round(at, 2), round(max(low, high), 2),
-        f"{stage.episodes:,}",
+        f"{stage.episodes:,}" if stage.valid == stage.episodes else f"{stage.valid:,} valid of {stage.episodes:,}",
         duration(stage.seconds),
     )  # fmt: skip
 
 
 def _causes(counts: dict[str, int]) -> list[Cause]:
     """Bars for the most frequent causes, the others as one."""
-    items = [(name[:200], value) for name, value in counts.items() if value > 0]
+    alike = sorted(grouped(counts).items(), key=lambda pair: -pair[1])
+    items = [(name[:200], value) for name, value in alike if value > 0]
     if len(items) > MOST_CAUSES:
         rest = sum(value for _, value in items[MOST_CAUSES:])
         items = [*items[:MOST_CAUSES], (f"{len(items) - MOST_CAUSES} other causes", rest)]
