@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gymrl.agents.players import Agent, Job
@@ -61,14 +61,27 @@ def summarise(episodes: Sequence[Episode], seconds: float = 0.0) -> Evaluation:
 
 
 def invalid_causes(episodes: Sequence[Episode]) -> dict[str, int]:
-    """How many episodes were invalid, by the first line of the reason, in which a process's number would keep equal
-    faults apart."""
-    return dict(
-        Counter(_PROCESS.sub(r"\1", e.reason.splitlines()[0])[:500] for e in episodes if not e.valid)
-    )
+    """How many episodes were invalid, by the first line of the reason. Reasons that differ in figures alone (seconds,
+    addresses, a process's number) are one cause, which goes by the first of them."""
+    return merged_causes(*({e.reason.splitlines()[0][:500]: 1} for e in episodes if not e.valid))
+
+
+def merged_causes(*counts: Mapping[str, int]) -> dict[str, int]:
+    """Counts by cause as one, see `invalid_causes`."""
+    named: dict[str, str] = {}
+    total: Counter[str] = Counter()
+    for cause, count in (item for each in counts for item in each.items()):
+        cause = _PROCESS.sub(r"\1", cause)
+        total[named.setdefault(_FIGURE.sub("#", cause), cause)] += count
+    return dict(total)
 
 
 _PROCESS = re.compile(r"(the worker process) \d+")
+_FIGURE = re.compile(
+    r"(?<![\w.:])(?<!HTTP )(?<!status )(?<!signal )(?<!line )(?<!code )[-+]?"
+    r"(0x[0-9a-f]+|\d[\d.,]*(e[-+]?\d+)?)(?!(?!(ms|s|min|h|[KMG]i?B)\b)\w)"
+)
+"""Not those that tell causes apart: of statuses, and of lines of code."""
 
 
 def evaluation_jobs(tasks: Sequence[TaskSpec], samples: int, seed: int, greedy: bool = False) -> list[Job]:

@@ -26,6 +26,23 @@ class Job:
     greedy: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Requests that a server of chat completions has answered, and the tokens that it says those took (0 where it does
+    not say)."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __add__(self, more: Usage) -> Usage:
+        return Usage(
+            self.requests + more.requests,
+            self.prompt_tokens + more.prompt_tokens,
+            self.completion_tokens + more.completion_tokens,
+        )
+
+
 class ContextFull(Exception):
     """The conversation no longer fits the model's context: the episode is truncated."""
 
@@ -61,6 +78,12 @@ class Agent(Protocol):
     name: str
 
     def player(self, job: Job, generator: Generator | None) -> Player: ...
+
+
+def usage_of(agent: Agent) -> Usage | None:
+    """What the agent's server has answered; None for one without."""
+    usage = getattr(agent, "usage", None)
+    return usage if isinstance(usage, Usage) else None
 
 
 class ScriptedAgent:

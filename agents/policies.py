@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 import os
 import re
 from collections.abc import Awaitable, Callable
@@ -51,7 +52,7 @@ class OpenPolicy:
 
 def open_policy(
     name: str, *, engine: str = "transformers", sampling: Sampling | None = None, max_context: int | None = None,
-    slots: int = 64, dtype: str | None = None,
+    slots: int = 64, dtype: str | None = None, timeout: float | None = None, tell: Callable[[str], None] | None = None,
 ) -> OpenPolicy:  # fmt: skip
     """Open the policy of that name; blocks while a model loads, so call it outside of an event loop.
 
@@ -60,24 +61,31 @@ def open_policy(
     OpenAI-compatible server of chat completions; with the engine `vllm-server` it is a vLLM server that takes and
     gives token ids. `max_context` (default 4096 tokens) is capped at what the model was built for, and `slots`, how
     many episodes are generated at once, at what fits the memory. `dtype` is bfloat16 on a GPU and float32 elsewhere.
+    `timeout` (default 300 s) is what a server of chat completions has for one answer. `tell` hears of a server's
+    trouble while it is waited out.
 
     Raises UnknownPolicy, ValueError, EngineFault and RenderingFault, each with a sentence that names the mend.
     """
     sampling = sampling or Sampling()
-    _check_options(name, engine, max_context, dtype)
+    _check_options(name, engine, max_context, dtype, timeout)
     if name in ScriptedAgent.KINDS:
         return OpenPolicy(ScriptedAgent(name))
     if is_url(name):
         if engine == "vllm-server":
-            return _joined_server(name, sampling, max_context, slots, dtype)
-        from gymrl.agents.engines.openai import ChatAgent
+            opened = _joined_server(name, sampling, max_context, slots, dtype)
+            if isinstance(opened.agent, ModelAgent):
+                opened.agent.engine.tell = tell
+            return opened
+        from gymrl.agents.engines.openai import ANSWER_SECONDS, ChatAgent
 
-        agent = ChatAgent(name, sampling)
+        agent = ChatAgent(name, sampling, ANSWER_SECONDS if timeout is None else timeout, tell=tell)
         return OpenPolicy(agent, agent.close)
     return _served(name, model_source(name), engine, sampling, max_context, slots, dtype)
 
 
-def _check_options(name: str, engine: str, max_context: int | None, dtype: str | None) -> None:
+def _check_options(
+    name: str, engine: str, max_context: int | None, dtype: str | None, timeout: float | None
+) -> None:
     """Raise ValueError for an option that there is not, or that says nothing about this policy."""
     kinds = ("transformers", "vllm", "vllm-server")
     if engine not in kinds:
@@ -85,6 +93,13 @@ def _check_options(name: str, engine: str, max_context: int | None, dtype: str |
     if dtype not in (None, "float32", "bfloat16", "float16"):
         raise ValueError(f"unknown dtype {dtype!r}: take float32, bfloat16 or float16")
     scripted, server = name in ScriptedAgent.KINDS, is_url(name)
+    if timeout is not None:
+        if not server or engine == "vllm-server":
+            raise ValueError(
+                "a timeout is of a server of chat completions, which this policy is not: leave it out"
+            )
+        if not 0 < timeout < math.inf:
+            raise ValueError(f"a timeout is a number of seconds above 0, not {timeout:g}")
     if server and engine == "vllm":
         raise ValueError(
             "engine vllm serves a checkpoint, and a server serves its own: leave it out, or take vllm-server, which "

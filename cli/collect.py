@@ -9,10 +9,17 @@ from typing import Annotated
 
 import typer
 
-from gymrl.cli.evaluate import ENGINE, POLICY, going_on, served_by, trained_otherwise
+from gymrl.cli.evaluate import (
+    ENGINE,
+    POLICY,
+    TIMEOUT,
+    going_on,
+    interrupted,
+    served_by,
+    tell,
+    trained_otherwise,
+)
 from gymrl.cli.values import loading, parameters, progress
-
-INTERRUPTED = 130
 
 
 def collect(
@@ -36,6 +43,7 @@ def collect(
         int, typer.Option(min=1, help="Processes or threads for environments that need them.")
     ] = 2,
     deadline: Annotated[float, typer.Option(help="Seconds an environment has for one answer.")] = 60.0,
+    timeout: Annotated[float | None, typer.Option(help=TIMEOUT)] = None,
     engine: Annotated[str, typer.Option(help=ENGINE)] = "transformers",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     param: Annotated[
@@ -55,7 +63,7 @@ def collect(
     tasks = [pool.task(split, index) for index in range(first, first + n)]
     path = out or Path(f"{_slug(env)}-{_slug(policy)}-{split}.jsonl")
     loading()
-    from gymrl.agents.collection import Collection, begin, journal_of, require_new
+    from gymrl.agents.collection import Collection, begin, require_new
     from gymrl.agents.collection import collect as play_and_write
     from gymrl.agents.engines.base import Sampling
     from gymrl.agents.evaluation import evaluation_jobs, invalid_causes
@@ -73,10 +81,6 @@ def collect(
     }  # fmt: skip
     sampling = Sampling(temperature, max_tokens=max_tokens)
     require_new(path)
-    opened = open_policy(
-        policy, engine=engine, sampling=sampling, max_context=max_context,
-        slots=min(concurrency, len(jobs)), dtype=dtype,
-    )  # fmt: skip
 
     async def play() -> Collection:
         try:
@@ -89,12 +93,13 @@ def collect(
             await opened.close()
 
     try:
+        opened = open_policy(
+            policy, engine=engine, sampling=sampling, max_context=max_context,
+            slots=min(concurrency, len(jobs)), dtype=dtype, timeout=timeout, tell=tell,
+        )  # fmt: skip
         result = asyncio.run(play())
     except KeyboardInterrupt:
-        typer.echo(
-            f"interrupted; what was played is in {journal_of(path)}, the same command goes on", err=True
-        )
-        raise typer.Exit(INTERRUPTED) from None
+        raise interrupted(path) from None
     valid = [episode for episode in result.episodes if episode.valid]
     if valid:
         wins = sum(episode.success for episode in valid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,9 +16,11 @@ from gymrl.cli.values import loading, parameters, progress
 
 if TYPE_CHECKING:
     from gymrl.agents.evaluation import Evaluation
+    from gymrl.agents.players import Usage
 
 POLICY = "oracle, random, null, a checkpoint folder, a hub name (OWNER/MODEL), or a server's URL (http://HOST:PORT#MODEL)."
 ENGINE = "What serves a checkpoint: transformers, vllm or vllm-server."
+TIMEOUT = "Seconds a server (a policy by URL) has for one answer; 300 without."
 INTERRUPTED = 130
 CAUSES = 6
 """Causes of invalid episodes that a table names."""
@@ -39,6 +42,7 @@ def evaluate(
     max_context: Annotated[int | None, typer.Option(min=1, help="Tokens an episode may have.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Episodes at once.")] = 64,
     deadline: Annotated[float, typer.Option(help="Seconds an environment has for one answer.")] = 60.0,
+    timeout: Annotated[float | None, typer.Option(help=TIMEOUT)] = None,
     engine: Annotated[str, typer.Option(help=ENGINE)] = "transformers",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     param: Annotated[
@@ -57,7 +61,9 @@ def evaluate(
     if out is not None and out.suffix not in (".jsonl", ".parquet"):
         raise typer.BadParameter(f"{out} is neither FILE.jsonl nor FILE.parquet", param_hint="--out")
     if not top_p:
-        raise typer.BadParameter("0 leaves no token: take more, or --greedy for the likeliest", param_hint="--top-p")
+        raise typer.BadParameter(
+            "0 leaves no token: take more, or --greedy for the likeliest", param_hint="--top-p"
+        )
     greedy = greedy or temperature == 0
     if greedy and samples > 1 and "://" not in policy:
         raise typer.BadParameter("greedy samples of a task are all the same: take 1", param_hint="--samples")
@@ -67,6 +73,7 @@ def evaluate(
     from gymrl.agents import collection
     from gymrl.agents import evaluation as ev
     from gymrl.agents.engines.base import Sampling
+    from gymrl.agents.players import usage_of
     from gymrl.agents.policies import open_policy
     from gymrl.agents.records import Episode
     from gymrl.agents.rollout import RolloutSettings
@@ -82,10 +89,6 @@ def evaluate(
     slots = min(concurrency, len(jobs))
     if out is not None:
         collection.require_new(out)
-    opened = open_policy(
-        policy, engine=engine, sampling=sampling, max_context=max_context, slots=slots, dtype=dtype
-    )
-
     done: Sequence[Episode] = []
 
     async def play() -> tuple[ev.Evaluation, list[Episode]]:
@@ -112,28 +115,51 @@ def evaluate(
             await opened.close()
 
     try:
+        opened = open_policy(
+            policy, engine=engine, sampling=sampling, max_context=max_context, slots=slots, dtype=dtype,
+            timeout=timeout, tell=tell,
+        )  # fmt: skip
         result, episodes = asyncio.run(play())
     except KeyboardInterrupt:
-        kept = "nothing was kept: with --out FILE the same command goes on where it was"
-        if out is not None and collection.journal_of(out).exists():
-            kept = f"what was played is in {collection.journal_of(out)}, the same command goes on"
-        typer.echo(f"interrupted; {kept}", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+        raise interrupted(out) from None
     if out is not None:
         write_episodes(out, episodes)
         if not result.invalid:
             collection.journal_of(out).unlink()
     tokens = sum(episode.tokens for episode in episodes) - sum(episode.tokens for episode in done)
     tokens_per_second = tokens / max(result.seconds, 1e-9)
+    usage = usage_of(opened.agent)
     if as_json:
         about = {"env": env, "params": pool.params, "split": split, "policy": opened.agent.name, "seed": seed}
-        typer.echo(json.dumps({**about, **asdict(result), "tokens_per_second": tokens_per_second}, indent=2))
+        said = {"usage": asdict(usage)} if usage else {}
+        found = {**about, **asdict(result), "tokens_per_second": tokens_per_second, **said}
+        typer.echo(json.dumps(found, indent=2))
     else:
-        show(f"{opened.agent.name} on {env} ({split})", result, tokens_per_second)
+        show(f"{opened.agent.name} on {env} ({split})", result, tokens_per_second, usage)
+    if out is not None:
+        play_again(result)
     if sum(result.invalid.values()) == result.episodes:
         cause = next(iter(result.invalid))
         typer.echo(f"gymrl: no episode was valid; the first cause is {cause}", err=True)
         raise typer.Exit(1)
+
+
+def tell(text: str) -> None:
+    """Trouble that is waited out; not by click, which would write into a bar that runs."""
+    print(f"gymrl: {text}", file=sys.stderr, flush=True)
+
+
+def interrupted(out: Path | None) -> typer.Exit:
+    """Say what Ctrl-C has left of a collection into this file."""
+    from gymrl.agents.collection import journal_of
+
+    kept = "nothing was played yet"
+    if out is None:
+        kept = "nothing was kept: with --out FILE the same command goes on where it was"
+    elif journal_of(out).exists():
+        kept = f"what was played is in {journal_of(out)}, the same command goes on"
+    typer.echo(f"interrupted; {kept}", err=True)
+    return typer.Exit(INTERRUPTED)
 
 
 def served_by(policy: str, engine: str, max_context: int | None, dtype: str | None) -> dict[str, Any]:
@@ -142,6 +168,15 @@ def served_by(policy: str, engine: str, max_context: int | None, dtype: str | No
 
     served = {"engine": serving_engine(policy, engine), "max_context": max_context, "dtype": dtype}
     return {"digest": policy_digest(policy), **served}
+
+
+def play_again(result: Evaluation) -> None:
+    """Say what becomes of invalid episodes, where the valid ones are kept."""
+    if lost := sum(result.invalid.values()):
+        what = "1 episode is" if lost == 1 else f"{lost} episodes are"
+        typer.echo(
+            f"gymrl: {what} invalid; the same command plays {'it' if lost == 1 else 'them'} again", err=True
+        )
 
 
 def going_on(done: Sequence[Any], jobs: Sequence[Any]) -> None:
@@ -163,12 +198,16 @@ def trained_otherwise(policy: str, env: str, params: dict[str, Any]) -> str:
                 return ""
         except (OSError, ValueError, KeyError, TypeError):  # no run folder, or a broken one
             continue
-        texts = [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in given.items()]
+        texts = [
+            (name, value if isinstance(value, str) else json.dumps(value)) for name, value in given.items()
+        ]
         return " ".join(f"--param {shlex.quote(f'{name}={text}')}" for name, text in texts) or "none"
     return ""
 
 
-def show(title: str, result: Evaluation, tokens_per_second: float | None = None) -> None:
+def show(
+    title: str, result: Evaluation, tokens_per_second: float | None = None, usage: Usage | None = None
+) -> None:
     """Print an evaluation as a table of two columns; without its speed where that is not known."""
     from rich.console import Console
     from rich.table import Table
@@ -189,6 +228,10 @@ def show(title: str, result: Evaluation, tokens_per_second: float | None = None)
         lines["seconds"] = f"{result.seconds:.1f}"
         if result.tokens:  # a scripted policy has none
             lines["tokens/s"] = f"{tokens_per_second:.0f}"
+    if usage is not None:
+        counted = f", {usage.prompt_tokens} prompt and {usage.completion_tokens} completion tokens"
+        some_tokens = usage.prompt_tokens + usage.completion_tokens
+        lines["server"] = f"{usage.requests} requests{counted if some_tokens else ''}"
     causes = sorted(result.invalid.items(), key=lambda item: (-item[1], item[0]))
     rows = [*lines.items(), *((f"invalid: {count}", cause) for cause, count in causes[:CAUSES])]
     if others := causes[CAUSES:]:

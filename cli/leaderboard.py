@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from gymrl.cli.evaluate import ENGINE, INTERRUPTED, POLICY, going_on, show
+from gymrl.cli.evaluate import ENGINE, INTERRUPTED, POLICY, TIMEOUT, going_on, play_again, show, tell
 from gymrl.cli.values import loading, progress
 
 app = typer.Typer(
@@ -50,6 +50,7 @@ def run(
     max_context: Annotated[int | None, typer.Option(min=1, help="Tokens an episode may have.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Episodes at once.")] = 64,
+    timeout: Annotated[float | None, typer.Option(help=TIMEOUT)] = None,
     out: Results = Path("results"),
 ) -> None:
     """Play a suite with a policy and write the result. Run it again after an interruption and it goes on."""
@@ -66,6 +67,8 @@ def run(
         command += ["--max-context", str(max_context)]
     if dtype is not None:
         command += ["--dtype", dtype]
+    if timeout is not None:
+        command += ["--timeout", f"{timeout:g}"]
     before: list[object] = []
 
     def taken_up(done: Sequence[object], jobs: Sequence[object]) -> None:
@@ -76,19 +79,21 @@ def run(
         with progress(f"{policy} on {chosen.name}", len(chosen.task_indices()) * chosen.samples) as watch:
             path, result = run_suite(
                 chosen, policy, command=shlex.join(command), engine=engine, max_context=max_context, dtype=dtype,
-                concurrency=concurrency, out=out, watch=watch, going_on=taken_up,
+                concurrency=concurrency, timeout=timeout, tell=tell, out=out, watch=watch, going_on=taken_up,
             )  # fmt: skip
     except KeyboardInterrupt:
-        typer.echo(
-            f"interrupted; what was played is kept in {out / chosen.name}, the same command goes on", err=True
-        )
+        kept = "nothing was played yet"
+        if any((out / chosen.name).glob("*.partial")):
+            kept = f"what was played is kept in {out / chosen.name}, the same command goes on"
+        typer.echo(f"interrupted; {kept}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     summary = result.summary
     speed = summary.tokens * summary.episodes / max(summary.seconds, 1e-9)
-    show(f"{result.policy} on {chosen.title}", summary, None if before else speed)
+    show(f"{result.policy} on {chosen.title}", summary, None if before else speed, result.usage)
     typer.echo(
         f"written to {path} and {result.episodes} beside it; `gymrl leaderboard show {suite}` ranks it"
     )
+    play_again(summary)
     if sum(summary.invalid.values()) == summary.episodes:
         typer.echo(f"gymrl: no episode was valid; the first cause is {next(iter(summary.invalid))}", err=True)
         raise typer.Exit(1)

@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from gymrl.agents.evaluation import Evaluation
+from gymrl.agents.players import Usage
 from gymrl.leaderboards.statistics import Comparison, compare
 from gymrl.leaderboards.suite import Record, Suite
 
@@ -34,7 +35,9 @@ class Outcome(Record):
 class Result(Record):
     """One policy's run of one suite. `policy_digest` is over a checkpoint's files ('' where there are none), `date`
     UTC in ISO form, `episodes` the name of the JSONL file beside the result ('' where it was left out); engine, dtype
-    and max_context say how a checkpoint was served, the last two as they were asked for."""
+    and max_context say how a checkpoint was served, the last two as they were asked for. `usage` is what a server of
+    chat completions says the whole run took (None where none was asked, or where the run went on with episodes of an
+    earlier one)."""
 
     format: int = FORMAT
     suite: str
@@ -50,6 +53,7 @@ class Result(Record):
     date: str
     versions: dict[str, str]
     summary: Evaluation
+    usage: Usage | None = None
     outcomes: list[Outcome]
     episodes: str = ""
 
@@ -77,6 +81,8 @@ def write_result(path: Path, result: Result) -> None:
     draft = path.with_name(path.name + ".part")
     data = result.model_dump(mode="json")
     outcomes = data.pop("outcomes")
+    if data["usage"] is None:
+        del data["usage"]
     text = json.dumps(data, indent=2)[:-2]
     lines = ",\n".join(f"    {json.dumps(outcome)}" for outcome in outcomes)  # a line an episode
     draft.write_text(f'{text},\n  "outcomes": [\n{lines}\n  ]\n}}\n', encoding="utf-8")
@@ -152,5 +158,7 @@ def compare_results(a: Result, b: Result) -> Comparison:
         )
     found = compare(a.by_task(), b.by_task())
     if not found.tasks:
-        raise ResultError("no task has valid episodes in both results: run the suite again with the one that has none")
+        raise ResultError(
+            "no task has valid episodes in both results: run the suite again with the one that has none"
+        )
     return found

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from gymrl.agents.episodes import jsonl_line, read_jsonl, write_jsonl
 from gymrl.agents.evaluation import evaluation_jobs, summarise
-from gymrl.agents.players import Agent
+from gymrl.agents.players import Agent, usage_of
 from gymrl.agents.policies import open_policy, policy_digest, serving_engine
 from gymrl.agents.records import Episode
 from gymrl.agents.rollout import RolloutSettings, rollout
@@ -33,14 +33,15 @@ PACKAGES = (
 
 def run_suite(
     suite: Suite, policy: str, *, command: str, engine: str = "transformers", max_context: int | None = None,
-    dtype: str | None = None, concurrency: int = 64, out: Path = RESULTS, watch: Watch | None = None,
+    dtype: str | None = None, concurrency: int = 64, timeout: float | None = None,
+    tell: Callable[[str], None] | None = None, out: Path = RESULTS, watch: Watch | None = None,
     going_on: GoingOn | None = None,
 ) -> tuple[Path, Result]:  # fmt: skip
     """Play a suite (as `load_suite` gives it) with a policy by name; returns the result's path and the result.
 
     The result and its episodes go to OUT/SUITE. Valid episodes that an interrupted run of the same policy, served in
     the same way, has finished are taken up and not played again: `going_on` is told those and all there are to play.
-    `watch` is called for every episode, those included. Blocks.
+    `watch` is called for every episode, those included. `timeout` and `tell` are those of `open_policy`. Blocks.
     """
     digest = policy_digest(policy)
     folder = out / suite.name
@@ -51,6 +52,8 @@ def run_suite(
         max_context=max_context,
         slots=concurrency,
         dtype=dtype,
+        timeout=timeout,
+        tell=tell,
     )
     name = opened.agent.name
     served = serving_engine(policy, engine)
@@ -58,9 +61,17 @@ def run_suite(
     key = hashlib.blake2b("\n".join([suite.hash, *player]).encode(), digest_size=6).hexdigest()
     partial = folder / f"{_slug(policy)}-{key}.partial"
 
+    before = 0
+
+    def taken_up(done: Sequence[object], jobs: Sequence[object]) -> None:
+        nonlocal before
+        before = len(done)
+        if going_on is not None:
+            going_on(done, jobs)
+
     async def play() -> list[Episode]:
         try:
-            return await play_suite(suite, opened.agent, partial, concurrency, watch, going_on)
+            return await play_suite(suite, opened.agent, partial, concurrency, watch, taken_up)
         finally:
             await opened.close()
 
@@ -85,6 +96,7 @@ def run_suite(
         date=now.isoformat(timespec="seconds"),
         versions=versions(),
         summary=summarise(episodes, seconds),
+        usage=None if before else usage_of(opened.agent),
         outcomes=[_outcome(episode) for episode in episodes],
         episodes=beside.name,
     )

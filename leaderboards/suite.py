@@ -125,7 +125,9 @@ SECTIONS: dict[str, type[BaseModel]] = {"indices": IndexRange, "sampling": Suite
 
 def _hint(where: list[str]) -> str:
     """The nearest key of the section that a wrong one stands in, else one of that name in another section."""
-    keys = {name: list(section.model_fields) for name, section in SECTIONS.items()} | {"": list(Suite.model_fields)}
+    keys = {name: list(section.model_fields) for name, section in SECTIONS.items()} | {
+        "": list(Suite.model_fields)
+    }
     own = where[0] if len(where) > 1 else ""
     for section in (own, *(name for name in keys if name != own)):
         near = difflib.get_close_matches(where[-1], keys.get(section, []), 1, 0.6)

@@ -78,7 +78,7 @@ def test_a_seat_is_due_a_lag_after_its_completion_and_others_do_not_wait_for_it(
 
 
 def test_seats_beyond_the_slots_take_turns_and_are_waited_for_only_where_there_is_room() -> None:
-    # Two slots, three seats. Seats 0 and 1 are due again in the fifth step, when seat 2 leaves room for one: seat 0 comes first.
+    # Two slots, three seats. In the fifth step seats 0 and 1 are due again, and seat 2 leaves room for one of them.
     trace = simulate([[3, 3], [3, 3], [2]], [0], 2, slots=2)
     assert [tuple(seat for seat, _ in batch) for _, batch in trace] == [
         (0, 1), (0, 1), (0, 1), (2,), (0, 2), (0, 1), (0, 1), (1,),

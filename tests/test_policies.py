@@ -16,7 +16,7 @@ import pytest
 from gymrl.agents.engines.base import EngineFault, Sampling
 from gymrl.agents.engines.openai import ChatAgent, read_tool_calls, split_url
 from gymrl.agents.evaluation import evaluate, evaluation_jobs
-from gymrl.agents.players import Agent, Job, ModelAgent
+from gymrl.agents.players import Agent, Job, ModelAgent, Usage
 from gymrl.agents.policies import UnknownPolicy, fitting_slots, open_policy
 from gymrl.agents.records import Episode
 from gymrl.agents.rendering import RenderingFault
@@ -286,7 +286,7 @@ async def test_a_server_plays(serve: Any, monkeypatch: pytest.MonkeyPatch) -> No
     async with open_policy(server.url, sampling=Sampling(0.5, 0.9, max_tokens=11)) as agent:
         episodes = await play(agent)
         assert isinstance(agent, ChatAgent)
-        assert agent.tokens == 7 * 6 and agent.name == f"{server.url}/v1#canned"
+        assert agent.usage == Usage(6, 0, 7 * 6) and agent.name == f"{server.url}/v1#canned"
     assert all(episode.success for episode in episodes)
     assert all(not turn.completion_ids and turn.stop == "stop" for e in episodes for turn in e.turns)
     assert set(server.keys) == {"Bearer secret"}

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError, model_validator
 from safetensors.torch import save_file
 
@@ -19,6 +21,7 @@ from gymrl.agents.engines.base import EngineFault, EngineSettings, Generation, S
 from gymrl.agents.engines.openai import ChatAgent, headers, split_url
 from gymrl.agents.engines.vllm_process import OPENED, Process, broken_weights, portable
 from gymrl.cli.main import run
+from gymrl.envs.servers import names_user
 
 PLAY = ["eval", "--env", "gymrl/CodeInterpreter-v0", "--n", "1", "--policy"]
 
@@ -170,6 +173,7 @@ def test_a_key_is_sent_without_what_is_around_it(key, monkeypatch):
         "http://me:SECRET@HOST", "HTTPS://SECRET@HOST:8000/v1#model", "http://me:SECRET@[::1]:8000",
         "http://me:SECRET@HOST:port", "http://me:x/SECRET@HOST", "http://me:SECRET#x@HOST", "http://me:?SECRET@HOST:1",
         "http://me%40here:SECRET@HOST", "http://:SECRET@HOST", "http://me\\@SECRET@HOST", "http://[SECRET@HOST",
+        "http://me:12/SECRET@HOST/v1", "http://me:8000/SECRET@HOST", "http://me:8000/SECRET@HOST:8000#model@1",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("engine", ["transformers", "vllm-server"])
@@ -191,10 +195,43 @@ def test_a_password_in_a_url_is_refused_and_not_repeated(url, engine, capfd, tmp
         ("http://host:8000#claude@2", "http://host:8000/v1", "claude@2"),
         ("http://host/v1/@team/x", "http://host/v1/@team/x", ""),
         ("http://[::1]:8000/v1#@cf/model", "http://[::1]:8000/v1", "@cf/model"),
+        ("http://vllm:8000/v1/me@home", "http://vllm:8000/v1/me@home", ""),
+        ("http://10.0.0.7:8000/x@y:80/v1", "http://10.0.0.7:8000/x@y:80/v1", ""),
+        ("https://api.example.com/me@example.com/v1", "https://api.example.com/me@example.com/v1", ""),
+        ("http://host:8000/%40team/x", "http://host:8000/%40team/x", ""),
     ],
 )
 def test_an_at_elsewhere_is_no_user(url, base, model):
     assert split_url(url) == (base, model)
+
+
+WORDS = st.from_regex(r"[a-z][a-z0-9-]{0,6}", fullmatch=True)
+HOSTS = st.one_of(
+    WORDS,
+    st.lists(WORDS, min_size=2, max_size=3).map(".".join),
+    st.sampled_from(["localhost", "10.1.2.3", "[::1]"]),
+)
+PORTS = st.one_of(st.just(""), st.integers(80, 65535).map(lambda port: f":{port}"))
+MODELS = st.sampled_from(["", "#model", "#claude@2", "#@cf/llama", "#org/model@main"])
+
+
+@given(WORDS, st.from_regex(r"[0-9]{1,5}", fullmatch=True), st.sampled_from("/?#"), st.text("aZ9/?#@:%.", max_size=6),
+       HOSTS, PORTS, MODELS)  # fmt: skip
+def test_a_password_that_looks_like_a_port_is_found(user, digits, mark, more, host, port, model):
+    assert names_user(f"http://{user}:{digits}{mark}{more}x@{host}{port}/v1{model}")
+
+
+@given(HOSTS, PORTS, st.sampled_from(["", "/v1", "/v1/", "/v1/@team/x", "/@team/x", "/v1/a/b@c"]), MODELS)
+def test_an_honest_address_is_no_user(host, port, path, model):
+    assert not names_user(f"http://{host}{port}{path}{model}")
+
+
+def test_what_follows_a_question_mark_is_not_repeated():
+    with pytest.raises(
+        EngineFault, match=r"has no question mark .*: write http://HOST:PORT/v1#MODEL"
+    ) as raised:
+        split_url("http://host:8000/v1?key=SECRET#model")
+    assert "SECRET" not in str(raised.value)
 
 
 def test_wrappers_and_recipes_keep_secrets_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,6 +107,8 @@ class Engine(abc.ABC):
     """The version of the weights being served; the learner counts it up."""
     busy_seconds: float = 0.0
     """How long rollouts had at least one request with this engine; they count it up."""
+    tell: Callable[[str], None] | None = None
+    """Hears of trouble that is waited out, where somebody has set it."""
 
     @abc.abstractmethod
     async def generate(self, request: GenerationRequest) -> Generation:

@@ -10,21 +10,25 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urldefrag
 
 import httpx
 
 from gymrl.agents.engines.base import EngineFault, Sampling
-from gymrl.agents.parsers import parse_action
-from gymrl.agents.players import ContextFull, Generator, Job, Said
+from gymrl.agents.parsers import clean, clean_call, parse_action
+from gymrl.agents.players import ContextFull, Generator, Job, Said, Usage
 from gymrl.agents.records import Stop
 from gymrl.envs import servers
 from gymrl.envs.records import Action, Message, Observation, Tool, ToolCall, stable_hash
 from gymrl.envs.workers import EnvHandle
 
 TRIES = 6
+ANSWER_SECONDS = 300.0
+CONNECT_SECONDS = 10.0
+QUIET_SECONDS = 30.0
+"""A server that says nothing for so long is told of, while it is waited for."""
 GIVE_UPS = 3
 """After so many requests in a row that were given up, the server counts as gone and nobody waits for it again."""
 
@@ -41,6 +45,11 @@ def split_url(url: str) -> tuple[str, str]:
         raise EngineFault(f"{url!r} is no URL ({error}): write http://HOST:PORT/v1#MODEL") from None
     if not parsed.host:
         raise EngineFault(f"{url!r} names no host: write http://HOST:PORT/v1#MODEL")
+    if parsed.query:  # it may be a key, and is not repeated
+        raise EngineFault(
+            f"a server's URL has no question mark and what follows: write http://HOST:PORT/v1#MODEL, and set "
+            f"{servers.KEY} where the server asks for a key"
+        )
     return (base if parsed.path.strip("/") else f"{base}/v1"), model
 
 
@@ -58,7 +67,7 @@ def served_models(base: str, timeout: float = 10.0) -> list[dict[str, Any]]:
         response = httpx.get(f"{base}/models", headers=headers(), timeout=timeout)
     except httpx.HTTPError as error:
         raise EngineFault(
-            f"no server answers at {base} ({_cause(error)}): check the address and that it is running"
+            f"no server answers at {base} ({cause(error, timeout)}): check the address and that it is running"
         ) from error
     if response.status_code in (401, 403):
         raise EngineFault(_refused(base))
@@ -78,21 +87,29 @@ class ChatAgent:
     """Plays through `URL[#model]`. Without a model it takes the first that the server lists.
 
     Overloaded and broken answers (429, 5xx, no connection, no JSON) are tried again after 0.5, 1, 2, ... s, or as
-    long as the server's Retry-After says; then EngineFault, which makes the episode invalid.
+    long as the server's Retry-After says; then EngineFault, which makes the episode invalid. So does an answer that
+    does not come in time, at once: asked again it would take as long.
     """
 
-    def __init__(self, url: str, sampling: Sampling, timeout: float = 300.0, patience: float = 0.5) -> None:
-        """`timeout` (s) is for one answer, `patience` (s) the first pause before trying again. Blocks while it asks
-        for the model. Raises EngineFault."""
+    def __init__(
+        self, url: str, sampling: Sampling, timeout: float = ANSWER_SECONDS, patience: float = 0.5,
+        quiet: float = QUIET_SECONDS, tell: Callable[[str], None] | None = None,
+    ) -> None:  # fmt: skip
+        """`timeout` (s) is for one answer, `patience` (s) the first pause before trying again. `tell` hears once of
+        trouble that is waited out, and once of a server that has been silent for `quiet` s. Blocks while it asks for
+        the model. Raises EngineFault."""
         self.base, model = split_url(url)
         self._headers = headers()  # before the first request, which may come when half a run is done
         self.model = model or str(served_models(self.base)[0]["id"])
         self.name = f"{self.base}#{self.model}"
         self.sampling, self.timeout, self.patience = sampling, timeout, patience
-        self.tokens = 0
-        """How many tokens the server says it sampled."""
+        self.quiet, self.tell = quiet, tell
+        self.usage = Usage()
         self._limit_field, self._seeds = "max_tokens", True
         self._given_up, self._gone = 0, ""
+        self._told: set[str] = set()
+        self._heard = -quiet
+        """When the server last said something."""
         self._clients: dict[asyncio.AbstractEventLoop, httpx.AsyncClient] = {}
 
     def player(self, job: Job, generator: Generator | None) -> ChatPlayer:
@@ -128,7 +145,7 @@ class ChatAgent:
             body[self._limit_field] = sampling.max_tokens
             wait = self.patience * 2**attempt
             try:
-                response = await self._client().post(f"{self.base}/chat/completions", json=body)
+                response = await self._post(body)
                 status = response.status_code
                 if status == 200:
                     choice = self._choice(response)
@@ -138,28 +155,57 @@ class ChatAgent:
                     continue
                 trouble = f"HTTP {status}: {_message(response)}"
                 wait = _retry_after(response, wait)
+            except TimeoutError:
+                raise self._lost(
+                    f"{self.base} gave no answer in {self.timeout:g} s: check that the server is well, lower the "
+                    "concurrency or max_tokens, or raise the timeout"
+                ) from None
             except httpx.HTTPError as error:
-                trouble = _cause(error)
+                trouble = cause(error, min(CONNECT_SECONDS, self.timeout))
             except ValueError as error:
                 trouble = str(error)
+            self._tell("trouble", f"{self.base} is asked again, {TRIES} times in all ({trouble[:200]})")
             if attempt + 1 < TRIES:
                 await asyncio.sleep(wait)
-        fault = (
+        raise self._lost(
             f"{self.base} gave no answer in {TRIES} tries ({trouble[:200]}): check that the server is running, "
             "or lower the concurrency"
         )
+
+    async def _post(self, body: dict[str, Any]) -> httpx.Response:
+        """Raises TimeoutError if there is no whole answer in time."""
+        timer = asyncio.get_running_loop().call_later(self.quiet, self._still_waiting)
+        try:
+            async with asyncio.timeout(self.timeout):
+                response = await self._client().post(f"{self.base}/chat/completions", json=body)
+        finally:
+            timer.cancel()
+        self._heard = time.monotonic()
+        return response
+
+    def _still_waiting(self) -> None:
+        if time.monotonic() - self._heard >= self.quiet:
+            text = f"{self.base} has been silent for {self.quiet:g} s; each answer is waited for {self.timeout:g} s"
+            self._tell("silence", text)
+
+    def _tell(self, what: str, text: str) -> None:
+        if self.tell is not None and what not in self._told:
+            self._told.add(what)
+            self.tell(text)
+
+    def _lost(self, fault: str) -> EngineFault:
+        """Of a request that is given up."""
         self._given_up += 1
         if self._given_up >= GIVE_UPS:
             self._gone = fault
-        raise EngineFault(fault)
+        return EngineFault(fault)
 
     def _client(self) -> httpx.AsyncClient:
         loop = asyncio.get_running_loop()
         if loop not in self._clients:
             limits = httpx.Limits(max_connections=None, max_keepalive_connections=128)
-            self._clients[loop] = httpx.AsyncClient(
-                headers=self._headers, timeout=self.timeout, limits=limits
-            )
+            timeout = httpx.Timeout(None, connect=min(CONNECT_SECONDS, self.timeout))
+            self._clients[loop] = httpx.AsyncClient(headers=self._headers, timeout=timeout, limits=limits)
         return self._clients[loop]
 
     def _choice(self, response: httpx.Response) -> dict[str, Any]:
@@ -170,10 +216,11 @@ class ChatAgent:
             if not isinstance(choice["message"], dict):
                 raise TypeError("message is no object")
             usage = data.get("usage") or {}
-            self.tokens += int(usage.get("completion_tokens") or 0)
+            prompt, completion = (int(usage.get(f"{what}_tokens") or 0) for what in ("prompt", "completion"))
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             said = _message(response) if response.text.strip() else "nothing"
             raise ValueError(f"no chat completion but: {said[:120]}") from error
+        self.usage += Usage(1, prompt, completion)
         return choice
 
     def _adapts(self, response: httpx.Response, body: dict[str, Any]) -> bool:
@@ -268,10 +315,13 @@ def read_tool_calls(entries: Any, turn: int) -> tuple[tuple[ToolCall, ...], list
         given = function.get("arguments") if isinstance(function, dict) else None
         try:
             arguments = json.loads(given or "{}") if not isinstance(given, dict) else given
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RecursionError):
             arguments = None
+        call = None
         if isinstance(name, str) and name and isinstance(arguments, dict):
-            calls.append(ToolCall(name, arguments, str(entry.get("id") or f"call_{turn}_{len(calls)}")))
+            call = clean_call(ToolCall(name, arguments, str(entry.get("id") or f"call_{turn}_{len(calls)}")))
+        if call is not None:
+            calls.append(call)
         else:
             broken.append(_clean(f"{name or '?'}({given})"))
     return tuple(calls), broken
@@ -294,10 +344,10 @@ def _content(message: Message) -> Any:
 
 
 def _clean(text: Any) -> str:
-    """Text of the server without halves of surrogate pairs, which no file takes; content in parts is joined."""
+    """Text of the server, see `clean`; content in parts is joined."""
     if isinstance(text, list):
         text = "".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
-    return str(text).encode(errors="replace").decode()
+    return clean(str(text))
 
 
 def _message(response: httpx.Response) -> str:
@@ -322,5 +372,10 @@ def _refused(base: str) -> str:
     return f"{base} refused the key: set {servers.KEY} to one that it takes"
 
 
-def _cause(error: Exception) -> str:
+def cause(error: Exception, seconds: float) -> str:
+    """What went wrong on the way; `seconds` were allowed."""
+    if isinstance(error, httpx.ConnectTimeout):
+        return f"no connection in {seconds:g} s"
+    if isinstance(error, httpx.TimeoutException):
+        return f"no answer in {seconds:g} s"
     return str(error) or type(error).__name__

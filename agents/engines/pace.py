@@ -7,8 +7,8 @@ episode at a time) whose request was completed in step s is due again in step s 
 then, and where it comes later the engine waits. Which requests share a step then follows from their lengths, never from
 a clock.
 
-With more seats than the engine runs requests at once, seats that are due queue up, first due first, and the engine waits
-for none that it has no room for: environments work while others generate, and the engine's batch stays full.
+With more seats than the engine runs requests at once, seats that are due queue up, first due first, and the engine
+waits for none that it has no room for: environments work while others generate, and the engine's batch stays full.
 """
 
 from __future__ import annotations

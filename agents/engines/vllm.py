@@ -94,7 +94,7 @@ class VllmEngine(Engine):
         try:
             self._opened.result()
         except BaseException as error:
-            self._stop()
+            self._stop(at_once=not isinstance(error, Exception))
             if not isinstance(error, Exception):
                 raise
             memory = any(word in str(error) for word in ("KV cache", "kv-cache", "KVCACHE"))
@@ -232,7 +232,8 @@ class VllmEngine(Engine):
             self._opened.set_exception(EngineFault(self._fault))
         _tell([(future, EngineFault(self._fault)) for future in waiting.values()])
 
-    def _stop(self) -> None:
+    def _stop(self, at_once: bool = False) -> None:
+        """End the process; at_once: it is still opening, and listens to nobody until it has."""
         by_itself = self._process.poll() is not None
         with self._lock:
             if self._fault == CLOSED:
@@ -242,9 +243,10 @@ class VllmEngine(Engine):
         self._outbox.put(("close",))
         self._outbox.put(None)
         try:
-            self._process.wait(CLOSE_SECONDS)
+            self._process.wait(0.0 if at_once else CLOSE_SECONDS)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # with what it has started
             self._process.wait()
         for thread in self._threads:
             thread.join(CLOSE_SECONDS)

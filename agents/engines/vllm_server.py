@@ -31,7 +31,7 @@ from gymrl.agents.engines.base import (
     Sampling,
 )
 from gymrl.agents.engines.handover import Handover
-from gymrl.agents.engines.openai import split_url
+from gymrl.agents.engines.openai import cause, split_url
 from gymrl.agents.engines.vllm_common import (
     engine_options,
     environment,
@@ -44,9 +44,11 @@ from gymrl.agents.engines.vllm_common import (
     tail,
     token_limit,
 )
+from gymrl.agents.engines.vllm_health import SECONDS, Health, Hung
 
 START_SECONDS = 1800.0
 """How long a server may take to load its model."""
+COMMAND_SECONDS = 60.0
 ANY_VOCABULARY = 2**31
 NEEDED_FLAGS = (
     "VLLM_SERVER_DEV_MODE=1 python -m vllm.entrypoints.openai.api_server --model MODEL --enable-scale-out "
@@ -65,11 +67,14 @@ class VllmServerEngine(Engine):
 
     name = "vllm-server"
 
-    def __init__(self, settings: EngineSettings) -> None:
-        """Raises EngineFault, naming the mend, if the server cannot be started or joined."""
+    def __init__(self, settings: EngineSettings, quiet: float = SECONDS) -> None:
+        """`quiet`: seconds that the server may be silent before it is asked whether it is there. Raises EngineFault,
+        naming the mend, if the server cannot be started or joined."""
+        self._quiet, self._hung = quiet, ""
         self._server: _Server | None = None
         self._closed = self._paused = False
         self._client: httpx.AsyncClient | None = None
+        self._health: Health | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._handover = Handover()
         if settings.url:
@@ -84,8 +89,8 @@ class VllmServerEngine(Engine):
             try:
                 self._server.wait_until_ready()
                 self._command("/update_weight_version", {"new_version": "0"})
-            except BaseException:
-                self._server.stop()
+            except BaseException as error:
+                self._server.stop(at_once=not isinstance(error, Exception))
                 raise
 
     # -- the contract ----------------------------------------------------------------------------------
@@ -154,21 +159,33 @@ class VllmServerEngine(Engine):
         """Raises EngineFault for anything but success."""
         if self._closed:
             raise EngineFault("the vLLM server engine is closed: open another one")
+        if self._hung:
+            raise EngineFault(self._hung)
         if self._client is None or self._loop is not asyncio.get_running_loop():
             # Connections belong to the event loop that opened them.
             self._loop = asyncio.get_running_loop()
             limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
             self._client = httpx.AsyncClient(base_url=self.url, timeout=httpx.Timeout(None), limits=limits)
+            self._health = Health(self._client, self._quiet, self._silent)
+        assert self._health is not None
         try:
-            response = await self._client.post(path, json=body)
+            response = await self._health.wait(self._client.post(path, json=body))
+        except Hung as error:
+            log = f", see its log {self._server.log}" if self._server else ""
+            self._hung = f"the vLLM server at {self.url} hangs ({error}){log}: start it again"
+            raise EngineFault(self._hung) from error
         except (httpx.TransportError, RuntimeError) as error:
             raise await asyncio.to_thread(self._gone, error) from error
         return self._checked(response, path)
 
+    def _silent(self, text: str) -> None:
+        if self.tell is not None:
+            self.tell(f"the vLLM server at {self.url} {text}")
+
     def _command(self, path: str, body: dict[str, Any]) -> httpx.Response:
         """The same, blocking, while the engine opens."""
         try:
-            response = httpx.post(self.url + path, json=body, timeout=60.0)
+            response = httpx.post(self.url + path, json=body, timeout=COMMAND_SECONDS)
         except httpx.TransportError as error:
             raise self._gone(error) from error
         return self._checked(response, path)
@@ -192,7 +209,7 @@ class VllmServerEngine(Engine):
             return EngineFault("the vLLM server engine was closed while requests waited: open another one")
         if self._server is None:
             return EngineFault(
-                f"the vLLM server at {self.url} does not answer ({error or type(error).__name__}): start it again, or "
+                f"the vLLM server at {self.url} does not answer ({cause(error, COMMAND_SECONDS)}): start it again, or "
                 "leave the engine's url empty so that gymrl starts one"
             )
         self._server.ended(5.0)
@@ -226,13 +243,13 @@ def require_served(policy: str) -> None:
         served_window(split_url(policy)[0].removesuffix("/v1"))
 
 
-def served_window(url: str) -> int | None:
+def served_window(url: str, timeout: float = 10.0) -> int | None:
     """The context of the vLLM server at this URL (without /v1). Blocks. Raises EngineFault where there is none."""
     try:
-        answer = httpx.get(url + "/v1/models", timeout=30.0)
+        answer = httpx.get(url + "/v1/models", timeout=timeout)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise EngineFault(
-            f"no vLLM server answers at {url} ({error}): start it with {NEEDED_FLAGS}"
+            f"no vLLM server answers at {url} ({cause(error, timeout)}): start it with {NEEDED_FLAGS}"
         ) from error
     try:
         window: int | None = answer.raise_for_status().json()["data"][0]["max_model_len"]
@@ -282,12 +299,14 @@ class _Server:
             return False
         return True
 
-    def stop(self) -> None:
-        """End the whole group. The log stays only where the server ended by itself."""
+    def stop(self, at_once: bool = False) -> None:
+        """End the whole group; at_once: without asking it, as it still starts. The log stays only where the server
+        ended by itself."""
         by_itself = self.process.poll() is not None
         if not by_itself:
-            self.process.send_signal(signal.SIGTERM)
-            if not self.ended(vllm_guard.GRACE + 2.0):
+            if not at_once:
+                self.process.send_signal(signal.SIGTERM)
+            if at_once or not self.ended(vllm_guard.GRACE + 2.0):
                 os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait()
         if not by_itself:
