@@ -1,6 +1,8 @@
 """Wall-clock of whole GRPO steps of the quickstart, and where the time goes.
 
 python benchmarks/step.py [--engine transformers|vllm] [--steps 10] [--pace N|lockstep|free]
+
+Steps that play and learn in turns alternate with steps that play the next one's rollouts meanwhile (`rl.overlap`).
 """
 
 from __future__ import annotations
@@ -8,6 +10,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import statistics
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from accelerate import Accelerator
 from common import quickstart, warm_policy
@@ -18,10 +22,10 @@ from gymrl.agents.rollout import RolloutSettings
 from gymrl.envs.workers import EnvPool
 from gymrl.rl.learner import Learner, LearnerSettings
 from gymrl.rl.policy import load_renderer
-from gymrl.rl.trainers.online import online_step
+from gymrl.rl.trainers.online import Ahead, Played, online_step, play_step
 
 
-async def steps(engine_kind: str, count: int, pace: str) -> list[dict[str, float]]:
+async def steps(engine_kind: str, count: int, pace: str) -> dict[str, list[dict[str, float]]]:
     recipe = quickstart()
     folder = warm_policy(recipe)
     e = recipe.engine
@@ -32,13 +36,26 @@ async def steps(engine_kind: str, count: int, pace: str) -> list[dict[str, float
     agent = ModelAgent("warm", engine, load_renderer(folder), Sampling(max_tokens=recipe.sampling.max_tokens))
     learner = Learner(folder, LearnerSettings(recipe.learner.token_budget), Accelerator(cpu=True))
     settings = RolloutSettings(recipe.env.concurrency, int(pace) if pace.isdigit() else pace)
-    found = []
-    for step in range(count + 1):
+    overlapped = recipe.rl.model_copy(update={"overlap": True})
+    executor = ThreadPoolExecutor(1)
+    found: dict[str, list[dict[str, float]]] = {"in turns": [], "overlap": []}
+    for step in range(0, 2 * (count + 1), 2):
         done = await online_step(learner, agent, pool, settings, recipe.rl, 1.0, step, 0, 0)
-        found.append(done.metrics)
+        found["in turns"].append(done.metrics)
+        ready = await play_step(agent, pool, settings, recipe.rl, step + 1, 0, 0)  # by the step before, not timed
+
+        async def played(ready: Played = ready) -> Played:
+            return ready
+
+        following = partial(play_step, agent, pool, settings, recipe.rl, step + 2, 0, 0)
+        done = await online_step(
+            learner, agent, pool, settings, overlapped, 1.0, step + 1, 0, 0, play=played,
+            ahead=Ahead(following, executor),
+        )  # fmt: skip
+        found["overlap"].append(done.metrics)
     await pool.aclose()
     await engine.close()
-    return found[1:]
+    return {name: metrics[1:] for name, metrics in found.items()}
 
 
 def main() -> None:
@@ -50,12 +67,21 @@ def main() -> None:
     parser.add_argument("--pace", default=str(RolloutSettings().pace), help="see engine.pace")
     args = parser.parse_args()
     found = asyncio.run(steps(args.engine, args.steps, args.pace))
-    medians = {k: statistics.median(m[k] for m in found) for k in found[0] if k.startswith("time/")}
-    whole = medians["time/step"]
-    shares = ", ".join(
-        f"{k.removeprefix('time/')} {v / whole:.0%}" for k, v in medians.items() if k != "time/step"
-    )
-    print(f"{args.engine}, pace {args.pace}: one GRPO step {whole:.2f} s (median of {args.steps}): {shares}")
+    whole: dict[str, float] = {}
+    for name, metrics in found.items():
+        medians = {k: statistics.median(m[k] for m in metrics) for k in metrics[0] if k.startswith("time/")}
+        whole[name] = medians["time/step"]
+        beside = ("time/step", *(("time/generate", "time/environment") if name == "overlap" else ()))
+        shares = ", ".join(
+            f"{k.removeprefix('time/')} {v / whole[name]:.0%}"
+            for k, v in medians.items()
+            if k not in beside and not k.endswith("_per_second")
+        )
+        print(
+            f"{args.engine}, pace {args.pace}, {name}: one GRPO step {whole[name]:.2f} s (median of {args.steps}): "
+            f"{shares}"
+        )
+    print(f"overlap over in turns: {whole['overlap'] / whole['in turns']:.2f} of the time")
 
 
 if __name__ == "__main__":

@@ -141,6 +141,8 @@ def _rl(recipe: Recipe) -> None:
         raise ValueError(
             "rl.overlong.buffer is counted back from rl.overlong.limit: it cannot be more than the limit"
         )
+    if rl.overlap:
+        _overlap(rl)
     if rl.curriculum is not None:
         _curriculum(recipe, rl.curriculum)
     if rl.prefix is not None:
@@ -159,6 +161,24 @@ def _rl(recipe: Recipe) -> None:
         raise ValueError(
             f"rl.loss = {rl.loss.name!r} asks for ref_lp_N, a reference's log-probabilities: set rl.kl.coefficient=0 "
             "for a reference alone, or more for a penalty beside it"
+        )
+
+
+def _overlap(rl: RlSection) -> None:
+    if rl.correction.name == "none":
+        raise ValueError(
+            "rl.overlap samples with weights that are a step old, and rl.correction = 'none' takes them for today's: "
+            "take rl.correction = 'tis'"
+        )
+    if rl.max_staleness is not None and rl.max_staleness < rl.updates * rl.epochs:
+        raise ValueError(
+            f"rl.max_staleness={rl.max_staleness} would mask every token of rl.overlap, whose samples are "
+            f"{rl.updates * rl.epochs} updates old: set {rl.updates * rl.epochs} or more"
+        )
+    if rl.curriculum is not None and rl.curriculum.advance == "plateau":
+        raise ValueError(
+            "rl.overlap plays a step before the last one has shown whether the curriculum goes on: set "
+            "rl.curriculum.advance = 'step', or leave rl.overlap out"
         )
 
 

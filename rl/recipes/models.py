@@ -263,10 +263,9 @@ class RlSection(Section):
     critic: CriticSection | None = None
     overlong: OverlongSection | None = None
     curriculum: CurriculumSection | None = None
-    sft_weight: float = Field(
-        0.0, ge=0, description="of the SFT loss on sft.batch demonstrations a step, beside RL"
-    )
+    sft_weight: float = Field(0.0, ge=0, description="of SFT's loss on sft.batch demonstrations, beside RL")
     prefix: PrefixSection | None = None
+    overlap: bool = Field(False, description="sample the next step while learning (one step off-policy)")
     resample: int = Field(0, ge=0, description="times that groups without spread are sampled anew")
     max_staleness: int | None = Field(None, ge=0, description="updates after which a token is masked")
     void: Void = Void()

@@ -74,6 +74,7 @@ _KNOWN = {
     "time/rollout": Metric("Rollout", "wall-clock", "s", _TIME),
     "time/generate": Metric("Generate", "wall-clock", "s", _TIME),
     "time/learn": Metric("Learn", "wall-clock", "s", _TIME),
+    "time/wait": Metric("Wait for rollouts", "while nothing is learnt, wall-clock", "s", _TIME),
     "time/sync": Metric("Weight sync", "wall-clock", "s", _TIME),
     "time/tokens_per_second": Metric("Sampled tokens/s", "over the whole step", "", _TIME),
     "time/trained_per_second": Metric("Trained tokens/s", "while it learns", "", _TIME),
@@ -194,7 +195,10 @@ def time_shares(curves: Sequence[Curve], most: int) -> Shares | None:
     whole = found.pop("step", None)
     if "rollout" in found:
         found.pop("environment", None)
-    order = ("rollout", "generate", "environment", "learn", "sync")
+    if "wait" in found:  # the rollouts ran beside the learning of the step before (`rl.overlap`)
+        for beside in ("rollout", "generate", "environment"):
+            found.pop(beside, None)
+    order = ("rollout", "generate", "environment", "learn", "wait", "sync")
     names = sorted(found, key=lambda n: (order.index(n) if n in order else len(order), n))[:7]
     if len(names) < 2:
         return None

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gymrl.agents.episodes import jsonl_line
 from gymrl.agents.evaluation import evaluation_jobs, summarise
 from gymrl.agents.players import ScriptedAgent
-from gymrl.agents.records import Episode
+from gymrl.agents.records import Episode, episode_from_json
 from gymrl.agents.rollout import RolloutSettings, rollout
 from gymrl.envs.records import stable_hash
 from gymrl.envs.workers import EnvPool
@@ -24,7 +27,7 @@ from gymrl.rl.recipes.models import CurriculumSection, PrefixSection
 from gymrl.rl.reference import Reference, WithoutAdapter
 from gymrl.rl.supervised.agent import GuidedAgent
 from gymrl.rl.supervised.prefix import guided, prefix_of, share_of
-from gymrl.rl.trainers.online import check_engine, jobs_of_step, online_step
+from gymrl.rl.trainers.online import Ahead, Played, check_engine, jobs_of_step, online_step, play_step
 from gymrl.rl.trainers.sft import chosen, weighed
 from gymrl.rl.trainers.update import Helpers
 from gymrl.rl.workshop import Workshop
@@ -41,37 +44,61 @@ class OnlineStage:
         self.first = recipe.sft.demonstrations if taught else 0
         self.helpers = Helpers(_reference(workshop), _critic(workshop), recipe.log.insight_every)
         self.curriculum = Curriculum(recipe.rl.curriculum) if recipe.rl.curriculum is not None else None
+        self.played: dict[int, Played] = {}
+        """Rollouts of steps to come (`rl.overlap`)."""
+        self.executor = ThreadPoolExecutor(1, "gymrl-learner")
         workshop.serve()
 
     def step(self, number: int) -> tuple[dict[str, Any], list[Episode]]:
         shop, recipe, c = self.workshop, self.workshop.recipe, self.curriculum
-        pool, rollouts, among = shop.pool, shop.rollouts, None
-        if c is not None:
-            if c.settings.kind == "difficulty" and not c.order:
-                c.order = shop.loop.run(self._rank(c.settings))
-            pool = shop.pool_with(c.params(number))
-            rollouts = replace(rollouts, max_turns=c.max_turns(number) or rollouts.max_turns)
-            among = c.tasks(number)
-        agent, ready = shop.agent, None
+        ready, ahead = None, None
         if recipe.rl.prefix is not None:
-            agent = shop.loop.run(self._prefixed(recipe.rl.prefix, number, pool, rollouts, among))
             ready = partial(guided, shop.learner, recipe.rl.prefix.entropy, recipe.sampling.temperature)
+        if recipe.rl.overlap and number + 1 < self.total:
+            ahead = Ahead(partial(self._play, number + 1), self.executor)
+
+        async def play() -> Played:
+            return self.played.pop(number, None) or await self._play(number)
+
         done = shop.loop.run(
             online_step(
-                shop.learner, agent, pool, rollouts, recipe.rl, recipe.sampling.temperature, number,
-                recipe.seed, self.first, self.helpers, among, self._shown(number), ready,
+                shop.learner, shop.agent, shop.pool, shop.rollouts, recipe.rl, recipe.sampling.temperature, number,
+                recipe.seed, self.first, self.helpers, None, self._shown(number), ready, play, ahead,
             )
         )  # fmt: skip
+        if done.ahead is not None:
+            self.played[number + 1] = done.ahead
         if number % recipe.log.episodes_every == 0:
             shop.folder.write_episodes(f"rl/{number:06d}", done.episodes)
         if c is not None:
             done.metrics["curriculum"] = c.stage(number)
             if c.looks(number):
+                pool, rollouts = self._world(number)
                 done.metrics["validation"] = shop.loop.run(self._look(c.settings, pool, rollouts))
                 c.looked(done.metrics["validation"])
             elif not c.settings.validate_on:
                 c.saw(done.metrics["success"])
         return done.metrics, done.episodes
+
+    def _world(self, number: int) -> tuple[EnvPool, RolloutSettings]:
+        """What a step is played on, and how."""
+        shop, c = self.workshop, self.curriculum
+        if c is None:
+            return shop.pool, shop.rollouts
+        longest = c.max_turns(number) or shop.rollouts.max_turns
+        return shop.pool_with(c.params(number)), replace(shop.rollouts, max_turns=longest)
+
+    async def _play(self, number: int) -> Played:
+        """The rollouts of a step, with the weights that the engine has."""
+        shop, recipe, c = self.workshop, self.workshop.recipe, self.curriculum
+        if c is not None and c.settings.kind == "difficulty" and not c.order:
+            c.order = await self._rank(c.settings)
+        pool, rollouts = self._world(number)
+        among = c.tasks(number) if c is not None else None
+        agent = shop.agent
+        if recipe.rl.prefix is not None:
+            agent = await self._prefixed(recipe.rl.prefix, number, pool, rollouts, among)
+        return await play_step(agent, pool, rollouts, recipe.rl, number, recipe.seed, self.first, among)
 
     def _shown(self, number: int) -> list[TokenSequence]:
         """The demonstrations of a step, where the recipe mixes the two losses."""
@@ -139,6 +166,14 @@ class OnlineStage:
             state["critic"] = self.helpers.critic.state()
         if self.curriculum is not None:
             state["curriculum"] = self.curriculum.state()
+        if self.played:
+            state["played"] = {
+                number: {
+                    "episodes": [jsonl_line(episode) for episode in played.episodes],
+                    "seconds": [played.seconds, played.generating],
+                }
+                for number, played in self.played.items()
+            }
         return state
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -148,6 +183,9 @@ class OnlineStage:
             self.helpers.critic.load_state(state["critic"])
         if self.curriculum is not None:
             self.curriculum.load_state(state["curriculum"])
+        for number, kept in state.get("played", {}).items():
+            episodes = [episode_from_json(json.loads(line)) for line in kept["episodes"]]
+            self.played[number] = Played(episodes, *kept["seconds"])
 
 
 def _reference(shop: Workshop) -> Reference | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,15 +27,36 @@ from gymrl.rl.objective import loss_of_settings as _loss_of
 from gymrl.rl.recipes.models import RlSection
 from gymrl.rl.trainers.update import Helpers, episode_metrics, filters_of, learn, shaped
 
-__all__ = ["OnlineStep", "_loss_of", "check_engine", "jobs_of_step", "learn", "online_step"]
+__all__ = [
+    "OnlineStep", "Played", "_loss_of", "check_engine", "jobs_of_step", "learn", "online_step", "play_step",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Played:
+    """A step's rollouts. `seconds` is their wall-clock, in `generating` of which the engine had something to do."""
+
+    episodes: list[Episode]
+    seconds: float
+    generating: float
 
 
 @dataclass(frozen=True)
 class OnlineStep:
-    """What one step came to."""
+    """What one step came to; `ahead` is what was played beside its learning."""
 
     episodes: list[Episode]
     metrics: dict[str, Any]
+    ahead: Played | None = None
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """How a step learns while the next one's rollouts are played: `play` plays them with the weights that the engine
+    has, `executor` has a thread for learning."""
+
+    play: Callable[[], Awaitable[Played]]
+    executor: Executor
 
 
 def jobs_of_step(
@@ -63,52 +87,92 @@ def jobs_of_step(
     return jobs
 
 
+async def play_step(
+    agent: ModelAgent, pool: EnvPool, rollouts: RolloutSettings, settings: RlSection, step: int, seed: int,
+    first: int, among: Sequence[int] | None = None,
+) -> Played:  # fmt: skip
+    """Play the rollouts of a step, groups without spread anew where the settings say so. Raises EngineFault if the
+    engine failed (its episodes are lost)."""
+    began, busy = time.perf_counter(), agent.engine.busy_seconds
+    episodes: list[Episode] = []
+    kept = 0
+    for attempt in range(settings.resample + 1):
+        jobs = jobs_of_step(pool, settings, step, seed, first, attempt, settings.tasks - kept, among)
+        played_now = await rollout(jobs, agent, pool, rollouts)
+        check_engine(played_now)
+        episodes += played_now
+        kept = len(_groups(episodes, settings))
+        if kept >= settings.tasks:
+            break
+    return Played(episodes, time.perf_counter() - began, agent.engine.busy_seconds - busy)
+
+
 async def online_step(
     learner: Learner, agent: ModelAgent, pool: EnvPool, rollouts: RolloutSettings, settings: RlSection,
     temperature: float, step: int, seed: int, first: int, helpers: Helpers | None = None,
     among: Sequence[int] | None = None, shown: Sequence[TokenSequence] = (),
     ready: Callable[[list[Group]], list[Group]] | None = None,
+    play: Callable[[], Awaitable[Played]] | None = None, ahead: Ahead | None = None,
 ) -> OnlineStep:  # fmt: skip
-    """Play, learn, and serve the new weights. `ready` makes the groups that were played ready to learn from. Raises
-    EngineFault if the engine failed (its episodes are lost, the weights are as before)."""
-    began, busy = time.perf_counter(), agent.engine.busy_seconds
-    groups: list[Group] = []
-    episodes: list[Episode] = []
-    dropped = 0
-    for attempt in range(settings.resample + 1):
-        jobs = jobs_of_step(pool, settings, step, seed, first, attempt, settings.tasks - len(groups), among)
-        played_now = await rollout(jobs, agent, pool, rollouts)
-        check_engine(played_now)
-        episodes += played_now
-        fresh = group_by_task(played_now)
-        if settings.resample:
-            some = [group for group in fresh if has_spread(group, settings)]
-            dropped += len(fresh) - len(some)
-            fresh = some
-        groups += fresh
-        if len(groups) >= settings.tasks:
-            break
-    played = time.perf_counter()
-    if ready is not None:
-        groups = ready(groups)
-    metrics = learn(learner, groups, settings, temperature, step, helpers, shown)
+    """Play, learn, and serve the new weights. `ready` makes the groups that were played ready to learn from. `play`
+    gives the step's rollouts where they are others than the arguments say, and `ahead` says what is to be played while
+    the learner works; the new weights are served when that is done. Raises EngineFault if the engine failed (its
+    episodes are lost, the engine's weights are as before)."""
+    began = time.perf_counter()
+    play = play or partial(play_step, agent, pool, rollouts, settings, step, seed, first, among)
+    played = await play()
+    groups = _groups(played.episodes, settings)
+    waited = time.perf_counter()
+
+    def learning() -> tuple[dict[str, Any], float]:
+        found = learn(learner, ready(groups) if ready else groups, settings, temperature, step, helpers, shown)
+        return found, time.perf_counter()
+
+    following = None
+    if ahead is None:
+        metrics, learned = learning()
+    else:
+        (metrics, learned), following = await _beside(learning, ahead)
+    there = time.perf_counter()
     if settings.resample:  # groups that were dropped were played too, and are part of how well the policy does
-        metrics |= episode_metrics([e for e in episodes if e.sample != settings.group])
-        metrics |= {"dropped_groups": dropped, "drop_rate": dropped / max(1, dropped + len(groups))}
-    learned = time.perf_counter()
+        metrics |= episode_metrics([e for e in played.episodes if e.sample != settings.group])
+        whole = len(group_by_task(played.episodes))
+        metrics |= {"dropped_groups": whole - len(groups), "drop_rate": 1 - len(groups) / max(1, whole)}
     await agent.engine.load_weights(learner.weights(), learner.updates)
     synced = time.perf_counter()
-    generating = agent.engine.busy_seconds - busy
     metrics |= {
-        "time/generate": generating,
-        "time/environment": played - began - generating,
-        "time/learn": learned - played,
-        "time/sync": synced - learned,
+        "time/generate": played.generating,
+        "time/environment": played.seconds - played.generating,
+        "time/learn": learned - waited,
+        "time/sync": synced - there,
         "time/step": synced - began,
         "time/tokens_per_second": metrics["sampled_tokens"] / (synced - began),
-        "time/trained_per_second": metrics.get("tokens", 0) / (learned - played),
+        "time/trained_per_second": metrics.get("tokens", 0) / (learned - waited),
     }
-    return OnlineStep([replace_greedy(e, settings) for e in episodes], metrics)
+    if settings.overlap:
+        metrics["time/wait"] = waited - began + there - learned
+    return OnlineStep([replace_greedy(e, settings) for e in played.episodes], metrics, following)
+
+
+async def _beside(
+    learning: Callable[[], tuple[dict[str, Any], float]], ahead: Ahead
+) -> tuple[tuple[dict[str, Any], float], Played]:
+    """Learn in a thread while rollouts are played; both are over when this is, whatever happens."""
+    playing = asyncio.ensure_future(ahead.play())
+    thread = asyncio.get_running_loop().run_in_executor(ahead.executor, learning)
+    both: list[asyncio.Future[Any]] = [playing, thread]
+    try:
+        await asyncio.wait(both, return_when=asyncio.FIRST_EXCEPTION)
+        return await thread, await playing
+    finally:
+        playing.cancel()
+        await asyncio.wait(both)
+
+
+def _groups(episodes: Sequence[Episode], settings: RlSection) -> list[Group]:
+    """The groups that are learnt from: with `resample` those with spread."""
+    groups = group_by_task(episodes)
+    return [group for group in groups if has_spread(group, settings)] if settings.resample else groups
 
 
 def has_spread(group: Group, settings: RlSection) -> bool:
