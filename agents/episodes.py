@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,34 @@ from gymrl.agents.sharegpt import parsed
 from gymrl.agents.trl import episodes_of, read_conversations
 
 
+def json_text(data: Any, **options: Any) -> str:
+    """Data as JSON, with the options of `json.dumps`. What is not finite is null, as JSON has no word for it."""
+    try:
+        return json.dumps(data, allow_nan=False, **options)
+    except ValueError as error:
+        if "JSON compliant" not in str(error):
+            raise  # it holds itself
+        return json.dumps(_finite(data), allow_nan=False, **options)
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(value) for value in data]
+    if hasattr(data, "tolist"):
+        return _finite(data.tolist())
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
 def jsonl_line(episode: Episode) -> str:
     """An episode as one line of JSONL, its newline included."""
     data = episode_to_json(episode)
-    line = json.dumps(data, ensure_ascii=False, default=_plain)
+    line = json_text(data, ensure_ascii=False, default=_plain)
     try:
         line.encode()
     except UnicodeEncodeError:  # half a surrogate pair, which UTF-8 does not have and JSON writes as \\udXXX
-        line = json.dumps(data, default=_plain)
+        line = json_text(data, default=_plain)
     return line + "\n"
 
 

@@ -78,7 +78,7 @@ def merged_causes(*counts: Mapping[str, int]) -> dict[str, int]:
 
 _PROCESS = re.compile(r"(the worker process) \d+")
 _FIGURE = re.compile(
-    r"(?<![\w.:])(?<!HTTP )(?<!status )(?<!signal )(?<!line )(?<!code )[-+]?"
+    r"(?<![\w.])(?<!\.py:)(?<!HTTP )(?<!status )(?<!signal )(?<!line )(?<!code )(?<!exit )(?<!rrno )[-+]?"
     r"(0x[0-9a-f]+|\d[\d.,]*(e[-+]?\d+)?)(?!(?!(ms|s|min|h|[KMG]i?B)\b)\w)"
 )
 """Not those that tell causes apart: of statuses, and of lines of code."""

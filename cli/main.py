@@ -57,7 +57,7 @@ def options(
 
 def run(arguments: list[str] | None = None) -> int:
     """Run the command with these arguments (without its own name); returns the exit code: 0, 2 for a wrong use, 1 for
-    a failure, 130 after Ctrl-C."""
+    a failure, 130 after Ctrl-C, 143 of a training run after SIGTERM."""
     for name in (
         "OMP_WAIT_POLICY=passive",  # a thread that waits leaves its core to the environments
         "TRANSFORMERS_VERBOSITY=error",

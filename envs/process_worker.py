@@ -28,7 +28,8 @@ PR_SET_PDEATHSIG = 1
 
 def main() -> None:
     """Serve until the parent says so or is gone. The arguments are (sys.path, parent's pid, socket, logbook)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the program says when to end, whoever else is told to
+    signal.signal(signal.SIGTERM, lambda *_: None)  # not SIG_IGN, which programs started from here would inherit
     parent, fd, log = map(int, sys.argv[2:5])
     _die_with(parent)
     book = Logbook(log)

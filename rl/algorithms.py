@@ -26,6 +26,8 @@ from typing import Any, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
+from gymrl.envs.imports import load_module
+
 GROUP = "gymrl.algorithms"
 """The entry-point group of installed packages: each entry is a module that is imported."""
 
@@ -253,7 +255,7 @@ def _import(source: str) -> None:
             sys.modules[spec.name] = module
             spec.loader.exec_module(module)
         else:
-            importlib.import_module(source)
+            load_module(source)
     except AlgorithmFault:
         raise
     except Exception as error:

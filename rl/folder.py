@@ -19,25 +19,9 @@ from typing import Any
 
 import torch
 
-from gymrl.agents.episodes import write_jsonl
+from gymrl.agents.episodes import json_text, write_jsonl
 from gymrl.agents.records import Episode
 from gymrl.rl.soundness import damage, first_line
-
-
-def json_text(data: Any, indent: int | None = None) -> str:
-    """Data as JSON. What is not finite is null, as JSON has no word for it."""
-    try:
-        return json.dumps(data, indent=indent, allow_nan=False)
-    except ValueError:
-        return json.dumps(_finite(data), indent=indent, allow_nan=False)
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 class RunFault(RuntimeError):

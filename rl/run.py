@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import re
 import signal
 import time
 from collections import Counter
@@ -16,14 +17,14 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from gymrl.agents.engines.base import EngineFault
-from gymrl.agents.evaluation import evaluate, evaluation_jobs, invalid_causes
+from gymrl.agents.episodes import json_text
+from gymrl.agents.evaluation import evaluate, evaluation_jobs, invalid_causes, merged_causes
 from gymrl.agents.players import Job
 from gymrl.agents.records import Episode
 from gymrl.envs.workers import EnvPool
 from gymrl.rl.algorithms import find
-from gymrl.rl.causes import grouped, without_figures
 from gymrl.rl.display import Display
-from gymrl.rl.folder import Progress, RunFault, RunFolder, json_text
+from gymrl.rl.folder import Progress, RunFault, RunFolder
 from gymrl.rl.memory import keep_freed_memory
 from gymrl.rl.objective import loss_of_settings
 from gymrl.rl.policy import check_source
@@ -227,7 +228,7 @@ class Run:
         if metrics.get("skipped") and not troubles:
             counts["all members did alike" if stage == "es" else "no token had an advantage"] += 1
         for trouble in troubles:
-            counts[without_figures(trouble)] += 1
+            counts[_cause(trouble)] += 1
             self.display.note(f"{stage} step {step}: an update was skipped: {trouble}")
         row = row + 1 if troubles else 0
         stuck = row == ROW
@@ -274,7 +275,7 @@ class Run:
         self.folder.write_episodes(f"eval-{stage}", episodes)
         self._count(episodes)
         self.summary["stages"] = [s for s in self.summary["stages"] if s["name"] != stage]
-        self.summary["stages"].append({"name": stage, **asdict(result), "invalid": grouped(result.invalid)})
+        self.summary["stages"].append({"name": stage, **asdict(result)})
         if stage != "base":
             self.folder.write_checkpoint(stage, shop.save_policy, {})
 
@@ -327,7 +328,7 @@ class Run:
         return done
 
     def _count(self, episodes: list[Episode]) -> None:
-        invalid = grouped(self.summary["invalid"], invalid_causes(episodes))
+        invalid = merged_causes(self.summary["invalid"], invalid_causes(episodes))
         void, sandboxes = Counter(self.summary["void"]), Counter(self.summary.get("sandboxes", {}))
         for episode in episodes:
             for turn in episode.turns:
@@ -378,3 +379,8 @@ class Run:
         else:
             self.pool.close()
         self.folder.close()
+
+
+def _cause(trouble: str) -> str:
+    """Why an update was skipped, without what was measured."""
+    return re.sub(r" \(.*| [\d.e+-]+ is [\d.e+-]+ times.*", "", trouble)

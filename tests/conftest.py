@@ -15,7 +15,10 @@ settings.register_profile(
 settings.load_profile("gymrl")
 
 
-SLOW = ("test_train", "test_algorithms_runs", "test_engine_vllm_server", "test_docs", "test_sandbox_attacks")
+SLOW = (
+    "test_train", "test_algorithms_runs", "test_engine_vllm_server", "test_stopping", "test_docs",
+    "test_sandbox_attacks",
+)  # fmt: skip
 """Files that take minutes: begun first, so that no process is left alone with one at the end."""
 
 

@@ -36,7 +36,8 @@ OPENED = 0
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer says when to end
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer says when to end, whoever else is told to
+    signal.signal(signal.SIGTERM, lambda *_: None)  # not SIG_IGN, which programs started from here would inherit
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     process = Process(Connection(int(sys.argv[1])))
     with contextlib.suppress(EOFError, OSError):  # the other side is gone

@@ -13,7 +13,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from gymrl.rl.causes import grouped
+from gymrl.agents.evaluation import merged_causes
 from gymrl.rl.report import charts, episodes
 from gymrl.rl.report.files import Stage, read_curves, read_summary, read_text
 from gymrl.rl.report.metrics import SMOOTHING
@@ -159,7 +159,7 @@ def _row(stage: Stage) -> Row:
 
 def _causes(counts: dict[str, int]) -> list[Cause]:
     """Bars for the most frequent causes, the others as one."""
-    alike = sorted(grouped(counts).items(), key=lambda pair: -pair[1])
+    alike = sorted(merged_causes(counts).items(), key=lambda pair: -pair[1])
     items = [(name[:200], value) for name, value in alike if value > 0]
     if len(items) > MOST_CAUSES:
         rest = sum(value for _, value in items[MOST_CAUSES:])
