@@ -78,10 +78,10 @@ def merged_causes(*counts: Mapping[str, int]) -> dict[str, int]:
 
 _PROCESS = re.compile(r"(the worker process) \d+")
 _FIGURE = re.compile(
-    r"(?<![\w.])(?<!\.py:)(?<!HTTP )(?<!status )(?<!signal )(?<!line )(?<!code )(?<!exit )(?<!rrno )[-+]?"
+    r"(?<![\w.:])(?<!HTTP )(?<!status )(?<!signal )(?<!line )(?<!code )(?<!exit )(?<!rrno )[-+]?"
     r"(0x[0-9a-f]+|\d[\d.,]*(e[-+]?\d+)?)(?!(?!(ms|s|min|h|[KMG]i?B)\b)\w)"
 )
-"""Not those that tell causes apart: of statuses, and of lines of code."""
+"""Not those that tell causes apart: of statuses, of ports, and of lines of code."""
 
 
 def evaluation_jobs(tasks: Sequence[TaskSpec], samples: int, seed: int, greedy: bool = False) -> list[Job]:
