@@ -6,9 +6,10 @@ import difflib
 import importlib
 import inspect
 import numbers
+import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib.metadata import entry_points
@@ -118,7 +119,7 @@ def entry(env_id: str) -> EnvEntry:
     entries = registered()
     if env_id in entries:
         return entries[env_id]
-    near = difflib.get_close_matches(env_id, entries, 1, 0.6)
+    near = difflib.get_close_matches(env_id, entries, 1, 0.6) or _alike(env_id, entries)
     hint = "`gymrl envs list` shows what there is; one of your own is there once its package is installed "
     hint += "(pip install -e FOLDER)"
     if near:
@@ -127,6 +128,13 @@ def entry(env_id: str) -> EnvEntry:
         hint = "an environment has an id, such as acme/Maze-v0, by which its installed package is found: "
         hint += "`gymrl envs new acme/Maze` makes such a package, for your class to be put into"
     raise UnknownEnvironment(f"unknown environment {env_id!r}: {hint}")
+
+
+def _alike(env_id: str, entries: Iterable[str]) -> list[str]:
+    """The id whose name alone, in any case, is nearest: `textworld` means gymrl/TextWorld-v0."""
+    names = {re.sub(r"-v\d+$", "", entry.rpartition("/")[2]).lower(): entry for entry in entries}
+    asked = re.sub(r"-v\d+$", "", env_id.rpartition("/")[2]).lower()
+    return [names[name] for name in difflib.get_close_matches(asked, names, 1, 0.8)]
 
 
 def make(env_id: str, *, split: str = "train", render_mode: str | None = None, **params: Any) -> GymEnv:

@@ -83,7 +83,7 @@ class Display:
             title="success on held-out tasks, 95 % interval", box=box.SIMPLE_HEAD, pad_edge=False,
             padding=(0, 0) if invalid else (0, 1),  # nothing is cut at 80 columns
         )  # fmt: skip
-        for column in ("policy", "success", "turns", "void", "episodes", *["invalid"] * invalid, "s"):
+        for column in ("policy", "success", "turns", "void", "episodes", *["invalid"] * invalid, "eval s"):
             table.add_column(column, justify="left" if column == "policy" else "right", no_wrap=True)
         names = {"base": "before training", "sft": "after SFT", "rl": "after RL", "es": "after ES"}
         names |= {"rft": "after RFT", "preference": "after preferences"}

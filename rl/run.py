@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import re
 import signal
@@ -84,13 +85,14 @@ def train(
             display.note(f"interrupted; {hint}")
             return stop.code
         except KeyboardInterrupt:
-            run.ended("interrupted")
             display.note(f"stopped at once; steps since the last checkpoint are done again; {hint}")
+            run.ended("interrupted")
             return INTERRUPTED
         except Exception:
             if run.progress.checkpoint or run.progress.phase:
-                run.ended("failed")
                 display.note(f"stopped by an error; once it is mended, {hint}")
+                with contextlib.suppress(OSError):  # as on a full disk, which is the error that is told
+                    run.ended("failed")
             elif resume is None:
                 folder.discard()
             raise

@@ -219,6 +219,7 @@ REFUSED = [
     (["rl.advantage.gamma=0.5"], "has no setting 'gamma'"),
     (["algo=gigpo", "rl.advantage.gamma=1.5"], "less than or equal to 1"),
     (["algo=grop"], "did you mean 'grpo'"),
+    (["rll.steps=3"], "unknown recipe key 'rll': did you mean 'rl'"),
     (["rl.advantage=nowhere.py:mine"], "cannot be imported"),
     (["rl.kl={place=\"middle\"}"], "rl.kl.place"),
     (["rl.kl={estimator='k1'}"], "has no gradient in the loss"),

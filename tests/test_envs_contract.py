@@ -275,6 +275,8 @@ def test_actions_are_strings_or_records_and_void_is_seen() -> None:
 def test_unknown_names_get_the_nearest() -> None:
     with pytest.raises(UnknownEnvironment, match="did you mean 'gymrl/CodeInterpreter-v0'"):
         make("gymrl/CodeInterpeter-v0")
+    with pytest.raises(UnknownEnvironment, match="did you mean 'gymrl/CodeInterpreter-v0'"):
+        make("codeinterpreter")
     with pytest.raises(ValueError, match="did you mean 'terms'"):
         make("gymrl/CodeInterpreter-v0", term=3)
     with pytest.raises(ValueError, match="it takes none"):

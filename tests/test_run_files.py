@@ -3,6 +3,7 @@ told apart; and what it does where there are fewer tasks than it is to hold out.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import sys
@@ -257,3 +258,27 @@ def test_causes_are_counted_over_all_steps() -> None:
     for _ in range(2):
         Run._count(run, episodes)
     assert run.summary["invalid"] == {"environment: no answer after 1 s": 6}
+
+
+def test_a_full_disk_still_tells_how_to_go_on(tmp_path, capsys, monkeypatch) -> None:
+    """Nothing can be written any more, not even that the run failed."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    log = RunFolder.log
+
+    def filling(self: RunFolder, row: dict) -> None:
+        if row["stage"] == "rl" and row["step"] == 1:
+            monkeypatch.setattr(RunFolder, "write_text", full)
+            full()
+        log(self, row)
+
+    monkeypatch.setattr(RunFolder, "log", filling)
+    out = tmp_path / "run"
+    with pytest.raises(OSError, match="No space left"):
+        train("quickstart", SMALL, None, out)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"once it is mended, go on with: gymrl train --resume {out}" in said
+    monkeypatch.undo()
+    assert train(None, [], out) == 0

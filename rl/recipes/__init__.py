@@ -223,7 +223,9 @@ def _explain(error: ValidationError) -> str:
             parts.append(f"{key} cannot be {item['input']!r}: {hint}")
             continue
         if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, every, 1, 0.4)
+            sections = {k.rsplit(".", 1)[0] for k in every if "." in k}
+            among = sections if isinstance(item["input"], dict) else every
+            near = difflib.get_close_matches(key, among, 1, 0.4)
             tail = difflib.get_close_matches(key.split(".")[-1], [k.split(".")[-1] for k in every], 1, 0.6)
             same = [k for k in every if tail and k.split(".")[-1] == tail[0]]
             guess = repr(near[0]) if near else (repr(same[0]) if same else "")
