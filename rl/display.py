@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
@@ -19,7 +20,8 @@ from rich.table import Table
 
 
 class Display:
-    """One phase at a time: `begin`, `advance` ..., `end`. Notes may be printed at any time."""
+    """One phase at a time: `begin`, `advance` ..., `end`. Notes may be printed at any time. Where there is no terminal,
+    a phase that does not advance says that it is still there, until `close`."""
 
     def __init__(self, console: Console | None = None, every: float = 10.0) -> None:
         self.console = console or Console(highlight=False)
@@ -28,6 +30,8 @@ class Display:
         self._task: Any = None
         self._name, self._facts, self._total, self._done, self._said, self._began = "", "", 0, 0, 0.0, 0.0
         self._invalid = 0
+        self._over = threading.Event()
+        """Of the phase."""
 
     def begin(self, name: str, total: int, done: int = 0) -> None:
         self._name, self._total, self._done, self._facts = name, total, done, ""
@@ -41,6 +45,25 @@ class Display:
             )  # fmt: skip
             self._task = self._bar.add_task(name, total=total, completed=done, facts="")
             self._bar.start()
+        else:
+            self.close()
+            self._over = threading.Event()
+            threading.Thread(target=self._still_there, args=(self._over,), daemon=True).start()
+
+    def _still_there(self, over: threading.Event) -> None:
+        while not over.wait(max(0.05, self._said + self.every - time.perf_counter())):
+            if time.perf_counter() - self._said >= self.every:
+                self._say()
+
+    def _say(self) -> None:
+        self._said = time.perf_counter()
+        self.console.print(
+            f"{self._name}: {self._done}/{self._total}  {self._facts}  ({self._said - self._began:.0f} s)"
+        )
+
+    def close(self) -> None:
+        """Whatever goes on now, the phase says no more of itself."""
+        self._over.set()
 
     def invalid(self, count: int) -> None:
         """So many more episodes of this phase were invalid: said from the next `advance` on."""
@@ -54,10 +77,7 @@ class Display:
         if self._bar is not None:
             self._bar.update(self._task, completed=done, facts=text)
         elif time.perf_counter() - self._said >= self.every:
-            self._said = time.perf_counter()
-            self.console.print(
-                f"{self._name}: {done}/{self._total}  {text}  ({self._said - self._began:.0f} s)"
-            )
+            self._say()
 
     def count(self, episode: object = None) -> None:
         """One more is done; if it is an episode, those that are invalid are counted."""
@@ -65,6 +85,7 @@ class Display:
         self.advance(self._done + 1)
 
     def end(self) -> None:
+        self.close()
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

@@ -374,6 +374,7 @@ class Run:
 
     def close(self) -> None:
         """Close environments, engine and files."""
+        self.display.close()
         if hasattr(self, "trackers"):
             self.trackers.close()
         if hasattr(self, "shop"):

@@ -352,6 +352,31 @@ def test_invalid_episodes_are_shown(capsys):
     assert "invalid" not in capsys.readouterr().out
 
 
+def test_a_phase_that_does_not_advance_says_that_it_is_still_there(tmp_path):
+    from rich.console import Console
+
+    from gymrl.rl.display import Display
+
+    with (tmp_path / "said").open("w+") as file:
+
+        def lines() -> list[str]:
+            return (tmp_path / "said").read_text().splitlines()
+
+        display = Display(Console(file=file, width=120), every=0.1)
+        display.begin("demonstrations", 5)
+        while len(lines()) < 2:
+            time.sleep(0.01)
+            file.flush()
+        assert lines()[0].startswith("demonstrations: 0/5")
+        display.advance(3)
+        display.end()
+        file.flush()
+        ended = len(lines())
+        time.sleep(0.5)
+        file.flush()
+        assert len(lines()) == ended and lines()[-1].startswith("demonstrations: 3/5 in")
+
+
 @pytest.mark.parametrize("invalid", [{}, {"environment: gone": 100}])
 def test_the_last_table_is_whole_at_80_columns(invalid, monkeypatch, capsys):
     from gymrl.rl.display import Display
