@@ -34,7 +34,7 @@ def where(error: BaseException) -> str:
 
 def told(error: BaseException) -> str:
     """The error in one line, with its place: `KeyError: 'x' (maze.py:31 in step)`."""
-    place = where(error)
+    place = "" if isinstance(error, SyntaxError) else where(error)  # that one says where it is
     return f"{type(error).__name__}: {error}"[:500] + (f" ({place})" if place else "")
 
 
