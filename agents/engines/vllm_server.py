@@ -53,7 +53,8 @@ ANY_VOCABULARY = 2**31
 NEEDED_FLAGS = (
     "VLLM_SERVER_DEV_MODE=1 python -m vllm.entrypoints.openai.api_server --model MODEL --enable-scale-out "
     "--generation-config vllm --logprobs-mode processed_logprobs --no-enable-chunked-prefill "
-    "--max-num-batched-tokens TOKENS --worker-extension-cls gymrl.agents.engines.vllm_weights.WeightLoader"
+    "--max-num-batched-tokens TOKENS --worker-extension-cls gymrl.agents.engines.vllm_weights.WeightLoader "
+    "(on a CPU also --dtype float32 --enforce-eager --kv-cache-memory-bytes 536870912)"
 )
 
 
