@@ -1,7 +1,7 @@
 """Generated tokens/s of the whole rollout loop over the raw engine's on the same prompts and seeds.
 
     python benchmarks/rollout.py [--engine transformers|vllm] [--concurrency 16 64]
-                                    [--repeats 5] [--pace 2 lockstep free] [--seats 1 1.5]
+                                    [--repeats 5] [--pace 2 lockstep free] [--seats 1 1.5 2]
 
 The loop plays episodes of the quickstart environment (sandbox, rendering, episode records and all). Its requests are
 recorded and given to the engine again, at the same concurrency, with nothing else around. A concurrency is the number
@@ -32,12 +32,12 @@ def main() -> None:
     )
     parser.add_argument("--engine", default="transformers")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[16, 64])
-    parser.add_argument("--episodes", type=int, default=256)
+    parser.add_argument("--episodes", type=int, default=0, help="0: twelve for each request at once")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--pace", nargs="+", default=["2", "lockstep", "free"], help="see engine.pace")
-    parser.add_argument("--seats", type=float, nargs="+", help="1 1.5 for vllm, else 1")
+    parser.add_argument("--seats", type=float, nargs="+", help="1 1.5 2 for vllm, else 1")
     args = parser.parse_args()
-    args.seats = args.seats or ([1, 1.5] if args.engine == "vllm" else [1])
+    args.seats = args.seats or ([1, 1.5, 2] if args.engine == "vllm" else [1])
     recipe = quickstart()
     folder = warm_policy(recipe)
     e = recipe.engine
@@ -54,7 +54,8 @@ def main() -> None:
 def loop_speed(loop, engine, folder, recipe, concurrency, args) -> None:
     pool = EnvPool(recipe.env.id, recipe.env.params)
     agent = ModelAgent("warm", engine, load_renderer(folder), Sampling(max_tokens=recipe.sampling.max_tokens))
-    jobs = evaluation_jobs([pool.task("train", i) for i in range(args.episodes)], 1, 0)
+    many = args.episodes or 12 * concurrency
+    jobs = evaluation_jobs([pool.task("train", i) for i in range(many)], 1, 0)
     recorded: list[GenerationRequest] = []
     serve = engine.generate
 
