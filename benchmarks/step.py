@@ -39,19 +39,18 @@ async def steps(engine_kind: str, count: int, pace: str) -> dict[str, list[dict[
     overlapped = recipe.rl.model_copy(update={"overlap": True})
     executor = ThreadPoolExecutor(1)
     found: dict[str, list[dict[str, float]]] = {"in turns": [], "overlap": []}
+
+    async def play(step: int) -> Played:
+        return await play_step(agent, pool, settings, recipe.rl, step, 0, 0)
+
     for step in range(0, 2 * (count + 1), 2):
-        done = await online_step(learner, agent, pool, settings, recipe.rl, 1.0, step, 0, 0)
+        done = await online_step(learner, engine, partial(play, step), recipe.rl, 1.0, step)
         found["in turns"].append(done.metrics)
-        ready = await play_step(agent, pool, settings, recipe.rl, step + 1, 0, 0)  # by the step before, not timed
-
-        async def played(ready: Played = ready) -> Played:
-            return ready
-
-        following = partial(play_step, agent, pool, settings, recipe.rl, step + 2, 0, 0)
+        ready = await play(step + 1)  # by the step before, not timed
+        ahead = Ahead(partial(play, step + 2), executor)
         done = await online_step(
-            learner, agent, pool, settings, overlapped, 1.0, step + 1, 0, 0, play=played,
-            ahead=Ahead(following, executor),
-        )  # fmt: skip
+            learner, engine, partial(asyncio.sleep, 0, ready), overlapped, 1.0, step + 1, ahead=ahead
+        )
         found["overlap"].append(done.metrics)
     await pool.aclose()
     await engine.close()

@@ -200,7 +200,7 @@ class Run:
         try:
             for step in range(self.progress.step, stage.total):
                 metrics, episodes = stage.step(step)
-                self._whole(episodes)
+                self.shop.check_whole(episodes)
                 self._count(episodes)
                 if self.recipe.eval.every and (step + 1) % self.recipe.eval.every == 0:
                     metrics |= self._look(name, step + 1)
@@ -254,7 +254,7 @@ class Run:
             evaluate(self.shop.agent, self.pool, self._held_out("val"), self.shop.rollouts)
         )
         check_engine(episodes)
-        self._whole(episodes)
+        self.shop.check_whole(episodes)
         self._count(episodes)
         best = self.summary.setdefault("best", {})
         if stage not in best or result.success > best[stage]["success"]:
@@ -282,12 +282,6 @@ class Run:
             self.folder.write_checkpoint(stage, shop.save_policy, {})
 
     # -- helpers ---------------------------------------------------------------------------------------
-
-    def _whole(self, episodes: Sequence[Episode]) -> None:
-        """Raise Interrupted where worlds of these episodes were ended with the run: what they came to is no step's."""
-        if self.stop.took(episodes):
-            self.display.note("SIGTERM has ended environments too, and this step is lost: it is done again")
-            raise Interrupted
 
     def _log(self, stage: str, step: int, metrics: dict[str, Any]) -> None:
         self.folder.log({"stage": stage, "step": step, **metrics})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from gymrl.rl.learner import LearnerSettings
 from gymrl.rl.policy import load_renderer, start_policy
 from gymrl.rl.preference_files import read_preferences
 from gymrl.rl.recipes import Recipe
-from gymrl.rl.stopping import Stop
+from gymrl.rl.stopping import Interrupted, Stop
 from gymrl.rl.supervised.agent import GuidedAgent
 from gymrl.rl.supervised.key_tokens import with_keys
 from gymrl.rl.supervised.notes import noted
@@ -159,6 +160,12 @@ class Workshop:
         """One more, of episodes that are played again where the run is stopped among them: then it ends here."""
         self.display.count(episode)
         self.stop.check()
+
+    def check_whole(self, episodes: Sequence[Episode]) -> None:
+        """Raise Interrupted where worlds of these episodes were ended with the run: what they came to is no step's."""
+        if self.stop.took(episodes):
+            self.display.note("SIGTERM has ended environments too, and this step is lost: it is done again")
+            raise Interrupted
 
     def _check_context(self) -> None:
         longest = max((s.tokens for episode in self.demonstrations for s in episode), default=0)

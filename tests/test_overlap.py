@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from gymrl.rl.recipes import RecipeError, load
 from gymrl.rl.report.files import Curve
 from gymrl.rl.report.metrics import time_shares
 from gymrl.rl.run import train
+from gymrl.rl.stages import online as stage
 from gymrl.rl.trainers.online import Ahead, Played, _beside
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -83,6 +85,44 @@ def test_a_resumed_run_equals_an_uninterrupted_one(whole: Path, tmp_path: Path, 
     assert process.returncode == {"SIGINT": 130, "SIGKILL": -signal.SIGKILL}[stop]
     assert resume(out) == 0
     same_run(whole, out)
+
+
+def test_rollouts_that_a_sigterm_broke_ahead_are_in_no_checkpoint(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Worlds of the next step's rollouts die with the run while this step is learnt from: both are done again."""
+    play = stage.play_step
+
+    async def dying(*arguments: Any) -> Played:
+        played = await play(*arguments)
+        if arguments[4] == 3:  # beside the learning of step 2
+            signal.raise_signal(signal.SIGTERM)
+            broken = replace(played.episodes[0], ending="invalid", reason="environment: its process died")
+            played.episodes[0] = replace(broken, success=False)
+        return played
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "play_step", dying)
+        assert train("quickstart", [*SMALL, "rl.overlap=true"], None, out) == 143
+    assert [path.name for path in out.glob("checkpoints/rl-step-*")] == ["rl-step-000002"]
+    assert resume(out) == 0
+    same_run(whole, out)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["algo=ppo"],
+        ["rl.prefix={}", "rl.kl={}"],
+        ["rl.curriculum={kind='difficulty', tasks=4, samples=2, every=1}"],
+    ],
+)
+def test_parts_with_models_of_their_own_go_with_it(tmp_path: Path, parts: list[str]) -> None:
+    out = tmp_path / "run"
+    assert start(out, *parts, "rl.overlap=true", "rl.updates=1").wait() == 0
+    rows = [row for row in metrics(out) if row["stage"] == "rl"]
+    assert len(rows) == 5 and sum(row.get("tokens", 0) for row in rows) > 0
 
 
 def test_parts_that_look_ahead_go_with_it(tmp_path: Path) -> None:

@@ -62,11 +62,12 @@ class OnlineStage:
 
         done = shop.loop.run(
             online_step(
-                shop.learner, shop.agent, shop.pool, shop.rollouts, recipe.rl, recipe.sampling.temperature, number,
-                recipe.seed, self.first, self.helpers, None, self._shown(number), ready, play, ahead,
+                shop.learner, shop.agent.engine, play, recipe.rl, recipe.sampling.temperature, number, self.helpers,
+                self._shown(number), ready, ahead,
             )
         )  # fmt: skip
         if done.ahead is not None:
+            shop.check_whole(done.ahead.episodes)
             self.played[number + 1] = done.ahead
         if number % recipe.log.episodes_every == 0:
             shop.folder.write_episodes(f"rl/{number:06d}", done.episodes)

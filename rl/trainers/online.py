@@ -7,12 +7,11 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from gymrl.agents.engines.base import EngineFault
+from gymrl.agents.engines.base import Engine, EngineFault
 from gymrl.agents.players import Job, ModelAgent
 from gymrl.agents.records import Episode
 from gymrl.agents.rollout import RolloutSettings, rollout
@@ -108,18 +107,15 @@ async def play_step(
 
 
 async def online_step(
-    learner: Learner, agent: ModelAgent, pool: EnvPool, rollouts: RolloutSettings, settings: RlSection,
-    temperature: float, step: int, seed: int, first: int, helpers: Helpers | None = None,
-    among: Sequence[int] | None = None, shown: Sequence[TokenSequence] = (),
-    ready: Callable[[list[Group]], list[Group]] | None = None,
-    play: Callable[[], Awaitable[Played]] | None = None, ahead: Ahead | None = None,
+    learner: Learner, engine: Engine, play: Callable[[], Awaitable[Played]], settings: RlSection, temperature: float,
+    step: int, helpers: Helpers | None = None, shown: Sequence[TokenSequence] = (),
+    ready: Callable[[list[Group]], list[Group]] | None = None, ahead: Ahead | None = None,
 ) -> OnlineStep:  # fmt: skip
-    """Play, learn, and serve the new weights. `ready` makes the groups that were played ready to learn from. `play`
-    gives the step's rollouts where they are others than the arguments say, and `ahead` says what is to be played while
-    the learner works; the new weights are served when that is done. Raises EngineFault if the engine failed (its
-    episodes are lost, the engine's weights are as before)."""
+    """Play, learn, and serve the new weights. `play` gives the step's rollouts (see `play_step`), `ready` makes their
+    groups ready to learn from, and `ahead` says what is to be played while the learner works; the new weights are
+    served when that is done. Raises EngineFault if the engine failed (its episodes are lost, the engine's weights are
+    as before)."""
     began = time.perf_counter()
-    play = play or partial(play_step, agent, pool, rollouts, settings, step, seed, first, among)
     played = await play()
     groups = _groups(played.episodes, settings)
     waited = time.perf_counter()
@@ -138,7 +134,7 @@ async def online_step(
         metrics |= episode_metrics([e for e in played.episodes if e.sample != settings.group])
         whole = len(group_by_task(played.episodes))
         metrics |= {"dropped_groups": whole - len(groups), "drop_rate": 1 - len(groups) / max(1, whole)}
-    await agent.engine.load_weights(learner.weights(), learner.updates)
+    await engine.load_weights(learner.weights(), learner.updates)
     synced = time.perf_counter()
     metrics |= {
         "time/generate": played.generating,
