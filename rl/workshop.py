@@ -198,6 +198,11 @@ class Workshop:
         self.loop.run(self._aclose())
 
     async def _aclose(self) -> None:
+        # A second Ctrl-C leaves a step in the middle: what it waits for is not to fail of what is closed under it.
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
         for pool in (self.pool, *self.pools.values()):
             await pool.aclose()
         if self.engine is not None:

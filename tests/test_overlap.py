@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -26,9 +27,10 @@ from gymrl.rl.report.metrics import time_shares
 from gymrl.rl.run import train
 from gymrl.rl.stages import online as stage
 from gymrl.rl.trainers.online import Ahead, Played, _beside
+from gymrl.rl.workshop import Workshop
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_train import SMALL, metrics, metrics_so_far, resume, same_run, start
+from test_train import ENVIRONMENT, SMALL, metrics, metrics_so_far, resume, same_run, start
 
 UPDATES = 2
 
@@ -123,6 +125,66 @@ def test_parts_with_models_of_their_own_go_with_it(tmp_path: Path, parts: list[s
     assert start(out, *parts, "rl.overlap=true", "rl.updates=1").wait() == 0
     rows = [row for row in metrics(out) if row["stage"] == "rl"]
     assert len(rows) == 5 and sum(row.get("tokens", 0) for row in rows) > 0
+
+
+def test_a_second_ctrl_c_stops_an_overlapped_step_without_a_traceback(tmp_path: Path) -> None:
+    """They come when step 2 is learnt from, and the rollouts of step 3 still wait for the engine."""
+    code = """
+import asyncio, signal, sys, toy_env
+from pathlib import Path
+from gymrl.rl.run import train
+from gymrl.rl.stages import online as stage
+from gymrl.rl.trainers import online as trainer
+play, learn, learnt = stage.play_step, trainer.learn, []
+def learning(*arguments):
+    metrics = learn(*arguments)
+    learnt.append(arguments)
+    return metrics
+async def twice(*arguments):
+    if arguments[4] == 3:
+        while len(learnt) < 3:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)
+        for _ in range(2):
+            asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGINT)
+    return await play(*arguments)
+stage.play_step, trainer.learn = twice, learning
+sys.exit(train("quickstart", sys.argv[2:], None, Path(sys.argv[1])))
+"""
+    out = tmp_path / "run"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(out), *SMALL, "rl.overlap=true", "sampling.max_tokens=200"],
+        env=ENVIRONMENT, text=True, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 130 and "stopped at once" in done.stdout
+    assert "Traceback" not in done.stderr and "never retrieved" not in done.stderr, done.stderr
+    assert resume(out) == 0
+
+
+def test_a_step_that_is_left_ends_before_what_it_uses_is_closed() -> None:
+    """Else it fails of that, and tells of it or not as the moment will have it."""
+    order: list[str] = []
+
+    class Noting:
+        async def aclose(self) -> None:
+            order.append("environments closed")
+
+        async def close(self) -> None:
+            order.append("engine closed")
+
+    async def left() -> None:
+        try:
+            await asyncio.sleep(600)
+        finally:
+            order.append("step ended")
+
+    shop: Any = object.__new__(Workshop)
+    with asyncio.Runner() as shop.loop:
+        shop.pool, shop.pools, shop.engine = Noting(), {}, Noting()
+        task = shop.loop.get_loop().create_task(left())
+        shop.loop.run(asyncio.sleep(0))
+        shop.close()
+    assert order == ["step ended", "environments closed", "engine closed"] and task.cancelled()
 
 
 def test_parts_that_look_ahead_go_with_it(tmp_path: Path) -> None:
